@@ -1,0 +1,141 @@
+"""What the UNet and the VAE are stacked from: a few resnet blocks at one resolution, then a change of it.
+
+Shapes: B batch, C channels, H W grid, E width of the time embedding, L context tokens, D their width.
+Lists of modules are named as in `diffusers`, so that weights go both ways.
+"""
+
+from itertools import zip_longest
+
+import torch
+from torch import Tensor, nn
+
+from nets.attention import GridSelfAttention, SpatialTransformer
+from nets.resnet import Downsample, EncoderDownsample, ResnetBlock, Upsample
+
+UNET_EPS = 1e-5
+VAE_EPS = 1e-6
+
+
+class DownBlock(nn.Module):
+    """One level of the UNet's way down; `num_heads` is None where it has no cross-attention."""
+
+    def __init__(
+        self, c_in: int, c_out: int, *, layers: int, embedding_dim: int, groups: int, num_heads: int | None,
+        context_dim: int, linear_projection: bool, downsample: bool,
+    ):  # fmt: skip
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            ResnetBlock(c_in if i == 0 else c_out, c_out, groups, UNET_EPS, embedding_dim) for i in range(layers)
+        )
+        self.attentions = nn.ModuleList(
+            SpatialTransformer(c_out, num_heads, context_dim, groups, linear_projection)
+            for _ in range(layers if num_heads else 0)
+        )
+        self.downsamplers = nn.ModuleList([Downsample(c_out)] if downsample else [])
+
+    def forward(self, x: Tensor, embedding: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(B, c_in, H, W) to (B, c_out, H/2, W/2), and every output on the way, for the way up."""
+        skips = []
+        for resnet, attention in zip_longest(self.resnets, self.attentions):
+            x = resnet(x, embedding)  # B c_out H W
+            if attention is not None:
+                x = attention(x, context)
+            skips.append(x)
+        for downsample in self.downsamplers:
+            x = downsample(x)  # B c_out H/2 W/2
+            skips.append(x)
+        return x, skips
+
+
+class MidBlock(nn.Module):
+    """The UNet's lowest level: resnet, transformer, resnet."""
+
+    def __init__(
+        self, channels: int, *, embedding_dim: int, groups: int, num_heads: int, context_dim: int,
+        linear_projection: bool,
+    ):  # fmt: skip
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            ResnetBlock(channels, channels, groups, UNET_EPS, embedding_dim) for _ in range(2)
+        )
+        self.attentions = nn.ModuleList(
+            [SpatialTransformer(channels, num_heads, context_dim, groups, linear_projection)]
+        )
+
+    def forward(self, x: Tensor, embedding: Tensor, context: Tensor) -> Tensor:
+        x = self.resnets[0](x, embedding)
+        x = self.attentions[0](x, context)
+        return self.resnets[1](x, embedding)
+
+
+class UpBlock(nn.Module):
+    """One level of the UNet's way up: each resnet also reads, and removes, the last of the skips."""
+
+    def __init__(
+        self, c_in: int, c_out: int, skip_channels: list[int], *, embedding_dim: int, groups: int,
+        num_heads: int | None, context_dim: int, linear_projection: bool, upsample: bool,
+    ):  # fmt: skip
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            ResnetBlock((c_in if i == 0 else c_out) + c_skip, c_out, groups, UNET_EPS, embedding_dim)
+            for i, c_skip in enumerate(skip_channels)
+        )
+        self.attentions = nn.ModuleList(
+            SpatialTransformer(c_out, num_heads, context_dim, groups, linear_projection)
+            for _ in range(len(skip_channels) if num_heads else 0)
+        )
+        self.upsamplers = nn.ModuleList([Upsample(c_out)] if upsample else [])
+
+    def forward(self, x: Tensor, skips: list[Tensor], embedding: Tensor, context: Tensor) -> Tensor:
+        """(B, c_in, H, W) to (B, c_out, H', W'), H' W' being the grid of the skips that are left."""
+        for resnet, attention in zip_longest(self.resnets, self.attentions):
+            x = resnet(torch.cat([x, skips.pop()], dim=1), embedding)  # B c_out H W
+            if attention is not None:
+                x = attention(x, context)
+        for upsample in self.upsamplers:
+            x = upsample(x, size=skips[-1].shape[-2:])  # B c_out 2H 2W, or one less where a grid was odd
+        return x
+
+
+class EncoderBlock(nn.Module):
+    """One level of the VAE's encoder: (B, c_in, H, W) to (B, c_out, H/2, W/2)."""
+
+    def __init__(self, c_in: int, c_out: int, *, layers: int, groups: int, downsample: bool):
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            ResnetBlock(c_in if i == 0 else c_out, c_out, groups, VAE_EPS) for i in range(layers)
+        )
+        self.downsamplers = nn.ModuleList([EncoderDownsample(c_out)] if downsample else [])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (*self.resnets, *self.downsamplers):
+            x = layer(x)
+        return x
+
+
+class VAEMidBlock(nn.Module):
+    """The lowest level of encoder and decoder: resnet, self-attention, resnet."""
+
+    def __init__(self, channels: int, *, groups: int):
+        super().__init__()
+        self.resnets = nn.ModuleList(ResnetBlock(channels, channels, groups, VAE_EPS) for _ in range(2))
+        self.attentions = nn.ModuleList([GridSelfAttention(channels, groups, VAE_EPS)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
+
+
+class DecoderBlock(nn.Module):
+    """One level of the VAE's decoder: (B, c_in, H, W) to (B, c_out, 2H, 2W)."""
+
+    def __init__(self, c_in: int, c_out: int, *, layers: int, groups: int, upsample: bool):
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            ResnetBlock(c_in if i == 0 else c_out, c_out, groups, VAE_EPS) for i in range(layers)
+        )
+        self.upsamplers = nn.ModuleList([Upsample(c_out)] if upsample else [])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (*self.resnets, *self.upsamplers):
+            x = layer(x)
+        return x

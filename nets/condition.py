@@ -1,0 +1,51 @@
+"""The condition: a user's index becomes the context that the UNet attends to.
+
+Shapes: B batch, L = tokens_per_user, D width of a token.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class UserEncoderConfig:
+    dim: int
+    """Width of a token: the UNet's `cross_attention_dim`."""
+    num_users: int | None = None
+    """None: as many as the data folder has; written by training."""
+    tokens_per_user: int = 1
+    dropout: float = 0.1
+
+    def __post_init__(self):
+        if self.dim < 1 or self.tokens_per_user < 1 or (self.num_users is not None and self.num_users < 1):
+            raise ValueError("dim, tokens_per_user and num_users must all be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
+
+
+class UserConditionEncoder(nn.Module):
+    """A table of learned tokens, and a learned row that stands for "any user".
+
+    Two kinds of chance are kept apart. `dropout` blanks single components while training, so that no
+    component carries a user alone. Leaving the whole condition out, which classifier-free guidance needs
+    (Ho and Salimans 2022), is the caller's choice for each sample: `unconditional`.
+    """
+
+    def __init__(self, config: UserEncoderConfig):
+        super().__init__()
+        if config.num_users is None:
+            raise ValueError("the number of users is not known yet: num_users is None")
+        self.config = config
+        width = config.tokens_per_user * config.dim
+        self.embedding = nn.Embedding(config.num_users, width)
+        self.unconditional = nn.Parameter(torch.randn(1, width))
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, user_index: Tensor, unconditional: Tensor | None = None) -> Tensor:
+        """Tokens (B, L, D) of users (B,); of "any user" wherever the mask `unconditional` (B,) is True."""
+        rows = self.embedding(user_index)  # B L*D
+        if unconditional is not None:
+            rows = torch.where(unconditional[:, None], self.unconditional, rows)
+        return self.dropout(rows).unflatten(-1, (self.config.tokens_per_user, self.config.dim))  # B L D
