@@ -43,9 +43,20 @@ class UserConditionEncoder(nn.Module):
         self.unconditional = nn.Parameter(torch.randn(1, width))
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, user_index: Tensor, unconditional: Tensor | None = None) -> Tensor:
-        """Tokens (B, L, D) of users (B,); of "any user" wherever the mask `unconditional` (B,) is True."""
+    def forward(
+        self, user_index: Tensor, unconditional: Tensor | None = None, keep: Tensor | None = None
+    ) -> Tensor:
+        """Tokens (B, L, D) of users (B,); of "any user" wherever the mask `unconditional` (B,) is True.
+
+        `keep` (B, L*D) says which components dropout leaves; without it, dropout draws them by itself.
+        """
         rows = self.embedding(user_index)  # B L*D
         if unconditional is not None:
             rows = torch.where(unconditional[:, None], self.unconditional, rows)
-        return self.dropout(rows).unflatten(-1, (self.config.tokens_per_user, self.config.dim))  # B L D
+        rows = self.dropout(rows) if keep is None else rows * keep / (1 - self.config.dropout)
+        return rows.unflatten(-1, (self.config.tokens_per_user, self.config.dim))  # B L D
+
+    def draw_keep(self, batch_size: int, generator: torch.Generator) -> Tensor:
+        """Which components (B, L*D) dropout leaves, drawn so that a batch can be cut without changing them."""
+        width = self.embedding.embedding_dim
+        return torch.rand(batch_size, width, generator=generator) >= self.config.dropout

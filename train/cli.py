@@ -1,0 +1,77 @@
+"""The command line that every `python -m train.X` shares: a config file, flags on top of it, errors in a sentence."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from train import strict_yaml
+from train.config import Config
+from train.errors import UserError
+
+DEFAULT_CONFIG = Path("configs/medium.yaml")
+
+
+def flag_keys(stage: str) -> dict[str, tuple[str, ...]]:
+    """What each flag sets in the config, for the training `stage` ("vae" or "ldm") that it speaks of."""
+    training = f"{stage}_training"
+    return {
+        "data_dir": ("data.dir",),
+        "vae_path": ("latents.vae_path",),
+        "resolution": ("data.resolution",),
+        "batch_size": (f"{training}.batch_size",),
+        "gradient_accumulation_steps": (f"{training}.gradient_accumulation_steps",),
+        "num_epochs": (f"{training}.num_epochs",),
+        "learning_rate": (f"{training}.optimizer.learning_rate",),
+        "cross_attention_dim": ("unet.cross_attention_dim", "user_encoder.dim"),
+        "mixed_precision": (f"{training}.mixed_precision",),
+        "sample_interval": (f"{training}.sample_interval",),
+        "save_interval": (f"{training}.save_interval",),
+        "output_dir": (f"{training}.output_dir",),
+    }
+
+
+def make_parser(command: str, description: str, stage: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m train.{command}", description=description, allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--config", type=Path, default=None, help=f"YAML file (default: {DEFAULT_CONFIG})")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one value of the config"
+    )
+    parser.add_argument("--debug", action="store_true", help="show where an error was raised")
+    for flag, keys in flag_keys(stage).items():
+        names = dict.fromkeys([f"--{flag}", f"--{flag.replace('_', '-')}"])
+        parser.add_argument(*names, dest=flag, default=None, help=f"sets {' and '.join(keys)}")
+    return parser
+
+
+def read_config(args: argparse.Namespace, stage: str, default: Path = DEFAULT_CONFIG) -> Config:
+    """The config file with the flags, and then every `--set`, on top of it."""
+    overrides = [
+        (f"--{flag} {value}", key, value)
+        for flag, keys in flag_keys(stage).items()
+        if (value := getattr(args, flag)) is not None
+        for key in keys
+    ]
+    for setting in args.set:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {setting}: must be SECTION.KEY=VALUE")
+        overrides.append((f"--set {setting}", key, value))
+    return strict_yaml.load(Config, args.config or default, overrides)
+
+
+def run(main: Callable[[list[str] | None], int | None]) -> None:
+    """Run a command; bad input ends it with one sentence and exit status 2."""
+    try:
+        sys.exit(main(None))
+    except UserError as error:
+        if "--debug" in sys.argv:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; started again, it goes on from its last checkpoint", file=sys.stderr)
+        sys.exit(130)

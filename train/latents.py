@@ -1,0 +1,104 @@
+"""Latents: their scale, and the cache that lets the VAE look at each image once.
+
+Shapes: N images, B batch, I image channels, H W image, Z h w latents.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from nets.vae import AutoencoderKL
+from train.data import UserImages
+from train.files import replacing, write_json
+
+ENCODING_BATCH = 16
+
+
+@dataclass(frozen=True)
+class LatentsConfig:
+    vae_path: str | None = None
+    """Folder of a trained VAE; None: `final_model` in vae_training.output_dir."""
+    cache_latents: bool = True
+    """Encode every image once, before training; otherwise in each step."""
+
+
+@torch.no_grad()
+def encode_moments(vae: AutoencoderKL, data: UserImages, rows: Tensor, device: torch.device) -> Iterator[Tensor]:
+    """Mean and standard deviation of each image's latents, in float32: (B, 2, Z, h, w) for a batch at a time."""
+    for batch in tqdm(rows.split(ENCODING_BATCH), desc="encoding latents", unit="batch", leave=False, disable=None):
+        posterior = vae.encode(data.batch(batch).to(device))
+        yield torch.stack([posterior.mean, posterior.std], dim=1).cpu()
+
+
+def measure_scaling(vae: AutoencoderKL, data: UserImages, rows: Tensor, device: torch.device) -> dict:
+    """1 / standard deviation of the latents of these images (Rombach et al. 2022, appendix G), with its count.
+
+    Of latents as they are sampled: the variance that the encoder itself adds is counted without sampling it.
+    Sums are float64, over all of the images: a first batch alone can be far off.
+    """
+    count, total, squares = 0, 0.0, 0.0
+    for moments in encode_moments(vae, data, rows, device):
+        mean, std = moments.double().unbind(1)
+        count += mean.numel()
+        total += float(mean.sum())
+        squares += float((mean.square() + std.square()).sum())
+    std = (squares / count - (total / count) ** 2) ** 0.5
+    return {"scaling_factor": 1 / std, "mean": total / count, "std": std, "images": len(rows), "values": count}
+
+
+def save_statistics(statistics: dict, directory: Path) -> None:
+    write_json(directory / "latent_statistics.json", statistics)
+
+
+def cached_moments(vae: AutoencoderKL, data: UserImages, folder: Path, device: torch.device) -> Tensor:
+    """Moments of all images, float32 (N, 2, Z, h, w), mapped from a file that is written the first time.
+
+    The file's name is a hash of the VAE's weights and of the images, so that it is never a stale one.
+    """
+    path = folder / f"{_key(vae, data)}.npy"
+    if not path.is_file():
+        side = data.images.shape[-1] // vae.config.downscale
+        shape = (len(data), 2, vae.config.latent_channels, side, side)
+        with replacing(path) as temporary:
+            array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+            start = 0
+            for moments in encode_moments(vae, data, torch.arange(len(data)), device):
+                array[start : start + len(moments)] = moments.numpy()
+                start += len(moments)
+            array.flush()
+    return torch.from_numpy(np.load(path, mmap_mode="c"))  # "c": never written back, but torch may map it
+
+
+class LatentSource:
+    """Scaled latents of the images, from the cache or from the VAE, with the same result."""
+
+    def __init__(self, vae: AutoencoderKL, data: UserImages, config: LatentsConfig, cache: Path, device: torch.device):
+        self.vae, self.data, self.device = vae, data, device
+        self.moments = cached_moments(vae, data, cache, device) if config.cache_latents else None
+        side = data.images.shape[-1] // vae.config.downscale
+        self.shape = (vae.config.latent_channels, side, side)
+
+    @torch.no_grad()
+    def latents(self, rows: Tensor, flips: Tensor, posterior: Tensor) -> Tensor:
+        """Latents (B, Z, h, w) of images `rows` (B,) flipped by `flips` (2, B), sampled with `posterior` noise."""
+        if self.moments is not None:
+            mean, std = self.moments[rows].to(self.device).unbind(1)
+        else:
+            with torch.autocast(self.device.type, enabled=False):
+                distribution = self.vae.encode(self.data.batch(rows, *flips).to(self.device))
+            mean, std = distribution.mean, distribution.std
+        return (mean + std * posterior) * self.vae.config.scaling_factor
+
+
+def _key(vae: AutoencoderKL, data: UserImages) -> str:
+    digest = hashlib.sha256(data.fingerprint().encode())
+    for name, tensor in vae.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,183 @@
+"""Train the UNet and the user encoder on the VAE's latents: `python -m train.ldm --config configs/demo.yaml`.
+
+Ends with `final_model/`: unet/ condition_encoder/ vae/ scheduler/, averaged weights, the users' names, the split.
+Shapes: B batch, Z h w latents.
+"""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diffusion.schedule import make_schedule
+from nets.checkpointing import set_checkpointing
+from nets.condition import UserConditionEncoder
+from nets.unet import UNet2DConditionModel
+from nets.vae import AutoencoderKL
+from train import cli, pretrained
+from train.config import Config
+from train.data import UserImages, draw_flips, load_images
+from train.denoising import UserDenoiser, denoising_loss, draw_training_window, draw_validation_window
+from train.device import autocast, grad_scaler, pick_device, refuse_emulated_precision
+from train.ema import EMA
+from train.errors import UserError
+from train.generate import generate
+from train.latents import LatentSource
+from train.loop import total_steps, train
+from train.optim import learning_rate, make_adamw, set_learning_rate
+from train.pictures import image_grid, save_picture
+from train.randomness import generator, window_rows
+from train.run_folder import open_run, save_config, shared_split
+from train.split import Split, save_split
+from train.step import StepResult, optimizer_step
+
+VALIDATION_IMAGES = 256
+GRID_USERS, GRID_IMAGES = 6, 4
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = cli.make_parser("ldm", __doc__.splitlines()[0], "ldm")
+    args = parser.parse_args(argv)
+    config = cli.read_config(args, "ldm")
+    training = config.ldm_training
+    folder = Path(training.output_dir)
+    device = pick_device()
+    refuse_emulated_precision(device, training.mixed_precision)
+
+    vae_folder = vae_folder_of(config)
+    vae = load_vae(vae_folder, config).to(device)
+    open_run(folder, config, "ldm")
+    data = load_images(config.data)
+    split = shared_split(data, config.data, folder, vae_folder)
+    source = LatentSource(vae, data, config.latents, folder / "latent_cache", device)
+
+    torch.manual_seed(generator(config.seed, "weights", 1).initial_seed())
+    model = build_denoiser(config, num_users=len(data.user_names), latent_side=source.shape[-1]).to(device)
+    set_checkpointing(model, training.gradient_checkpointing)
+    schedule = make_schedule(config.schedule)
+    ema = EMA(model, training.ema_decay)
+    optimizer = make_adamw(model.trained_parameters(), training.optimizer)
+    scaler = grad_scaler(device, training.mixed_precision)
+    half = partial(autocast, device, training.mixed_precision)
+    steps = total_steps(len(split.train), training)
+    print(f"LDM: {len(split.train)} images of {len(data.user_names)} users, {steps} steps on {device}")
+
+    def take_step(step: int) -> StepResult:
+        rows = split.train[window_rows(config.seed, step, len(split.train), training.window)]
+        chance = generator(config.seed, "draws", step)
+        flips = draw_flips(len(rows), config.data, chance)
+        draws = draw_training_window(
+            (len(rows), *source.shape), config.schedule.num_train_timesteps, config.ldm_loss.condition_dropout,
+            model.user_encoder, chance, device,
+        )  # fmt: skip
+        users = data.user_index[rows].to(device)
+
+        def losses(part: slice) -> dict[str, Tensor]:
+            latents = source.latents(rows[part], flips[:, part], draws.posterior[part])
+            return {"loss": denoising_loss(model, schedule, config.ldm_loss, latents, users[part], draws[part])}
+
+        set_learning_rate(optimizer, learning_rate(training.optimizer, step, steps))
+        result = optimizer_step(
+            losses, len(rows), training.batch_size, model.trained_parameters(), optimizer, scaler, half,
+            training.optimizer.max_grad_norm,
+        )  # fmt: skip
+        if result.taken:
+            ema.update(model)
+        return result
+
+    def validate(step: int) -> dict[str, float]:
+        write_samples(ema.model, vae, config, data, folder / f"samples/{step:08d}.png")
+        return {"validation_loss": validation_loss(ema.model, source, split, config, training.batch_size)}
+
+    state = {"model": model, "ema": ema, "optimizer": optimizer, "scaler": scaler}
+    train("LDM", training, steps, state, take_step, validate, ("loss", "validation_loss"), device)
+
+    final = folder / "final_model"
+    save_final_model(final, ema.model, vae, config, data, split)
+    print(f"LDM: model in {final}, samples in {folder}/samples, curves in {folder}/curves.png")
+
+
+def vae_folder_of(config: Config) -> Path:
+    return Path(config.latents.vae_path or Path(config.vae_training.output_dir) / "final_model")
+
+
+def load_vae(folder: Path, config: Config) -> AutoencoderKL:
+    """The frozen VAE. UserError where there is none, or one that does not go with the UNet or the images."""
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder}: there is no VAE here; train one (python -m train.vae) or give its folder as --vae_path"
+        )
+    vae = pretrained.load(folder, AutoencoderKL).requires_grad_(False)
+    if vae.config.scaling_factor is None:
+        raise UserError(f"{folder}: the VAE has no scaling_factor in its config.json; finish its training first")
+    for ours, theirs, what in (
+        (config.unet.latent_channels, vae.config.latent_channels, "unet.latent_channels"),
+        (config.data.channels, vae.config.image_channels, "data.channels"),
+    ):
+        if ours != theirs:
+            raise UserError(f"{folder}: the VAE has {theirs} channels where {what} is {ours}")
+    if config.data.resolution % vae.config.downscale:
+        raise UserError(
+            f"{folder}: the VAE divides each side by {vae.config.downscale}, which data.resolution "
+            f"{config.data.resolution} is not a multiple of"
+        )
+    return vae
+
+
+def build_denoiser(config: Config, num_users: int, latent_side: int) -> UserDenoiser:
+    if config.user_encoder.num_users not in (None, num_users):
+        raise UserError(
+            f"user_encoder.num_users is {config.user_encoder.num_users} but {config.data.dir} has {num_users} users"
+        )
+    unet = UNet2DConditionModel(replace(config.unet, sample_size=latent_side))
+    return UserDenoiser(unet, UserConditionEncoder(replace(config.user_encoder, num_users=num_users)))
+
+
+@torch.no_grad()
+def validation_loss(model: UserDenoiser, source: LatentSource, split: Split, config: Config, batch_size: int) -> float:
+    """The loss on (at most 256) validation images, always with the same noise and timesteps."""
+    chosen = torch.linspace(0, len(split.validation) - 1, min(VALIDATION_IMAGES, len(split.validation)))
+    rows = split.validation[chosen.round().long()]
+    chance = generator(config.seed, "validation")
+    shape = (len(rows), *source.shape)
+    draws = draw_validation_window(shape, config.schedule.num_train_timesteps, chance, source.device)
+    schedule, users = make_schedule(config.schedule), source.data.user_index[rows].to(source.device)
+    no_flips = torch.zeros(2, len(rows), dtype=torch.bool)
+    total = 0.0
+    for start in range(0, len(rows), batch_size):
+        part = slice(start, start + batch_size)
+        latents = source.latents(rows[part], no_flips[:, part], draws.posterior[part])
+        total += float(denoising_loss(model, schedule, config.ldm_loss, latents, users[part], draws[part]).sum())
+    return total / len(rows)
+
+
+def write_samples(model: UserDenoiser, vae: AutoencoderKL, config: Config, data: UserImages, path: Path) -> None:
+    """A picture: for each of a few users real images, then generated ones, from the same noise every time."""
+    users = range(0, len(data.user_names), max(len(data.user_names) // GRID_USERS, 1))[:GRID_USERS]
+    wanted = [(user, number) for user in users for number in range(GRID_IMAGES)]
+    images = generate(model, vae, make_schedule(config.schedule), config.sampling, wanted, config.seed, batch_size=8)
+    rows = []
+    for position, user in enumerate(users):
+        real = data.images[(data.user_index == user).nonzero().flatten()[:GRID_IMAGES]]
+        made = images[position * GRID_IMAGES : (position + 1) * GRID_IMAGES]
+        rows.append((data.user_names[user], [*real, *made]))
+    headings = ["real"] + [""] * (max(len(images) for _, images in rows) - GRID_IMAGES - 1) + ["generated"]
+    save_picture(image_grid(rows, headings), path)
+
+
+def save_final_model(
+    folder: Path, model: UserDenoiser, vae: AutoencoderKL, config: Config, data: UserImages, split: Split
+) -> None:
+    save_config(config, folder)
+    save_split(folder / "split.json", split, data, config.data)
+    pretrained.save_users(data.user_names, folder)
+    pretrained.save_schedule(config.schedule, folder / "scheduler")
+    pretrained.save(vae, folder / "vae")
+    pretrained.save(model.user_encoder, folder / "condition_encoder")
+    pretrained.save(model.unet, folder / "unet")
+
+
+if __name__ == "__main__":
+    cli.run(main)

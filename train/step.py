@@ -1,0 +1,68 @@
+"""One optimizer step: a window of samples, learned from in micro-batches, as if it were one batch.
+
+This function owns autocast, accumulation, loss scaling, clipping and the update, and says whether the step
+was taken. What counts steps (learning rate, moving average, intervals) advances only then.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from train.errors import UserError
+
+Losses = Callable[[slice], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    taken: bool
+    """False where fp16 gradients overflowed: then nothing has changed but the loss scale."""
+    losses: dict[str, float]
+    """Means over the window's samples; "loss" is the one that was minimised."""
+    grad_norm: float
+    """2-norm of the whole gradient before clipping."""
+
+
+def optimizer_step(
+    losses: Losses,
+    window: int,
+    micro_batch: int,
+    parameters: Sequence[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    autocast: Callable[[], AbstractContextManager],
+    max_grad_norm: float,
+) -> StepResult:
+    """Take one step on the mean of the `window` samples' losses, `micro_batch` of them at a time.
+
+    losses(rows) gives named losses per sample, (B,) each, of those rows of the window; "loss" is minimised.
+    Every sample weighs 1/window, so any way of cutting the window gives the same gradient, also when the
+    last micro-batch is short.
+
+    Raises UserError where the gradient is not finite in fp32 or bf16, before any weight has changed.
+    """
+    totals: dict[str, Tensor] = {}
+    optimizer.zero_grad(set_to_none=True)
+    for start in range(0, window, micro_batch):
+        with autocast():
+            parts = losses(slice(start, min(start + micro_batch, window)))
+        scaler.scale(parts["loss"].sum() / window).backward()
+        for name, per_sample in parts.items():
+            totals[name] = totals.get(name, 0.0) + per_sample.detach().float().sum() / window
+
+    scaler.unscale_(optimizer)  # once, so that the norm is that of the true gradient
+    grad_norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm))
+    means = {name: float(total) for name, total in totals.items()}
+    if not scaler.is_enabled() and not math.isfinite(grad_norm):
+        raise UserError(
+            f"the gradient is not finite (loss {means['loss']}); no weight was changed by this step. "
+            "Try a lower learning_rate, a longer warm-up, or mixed_precision no"
+        )
+    scale = scaler.get_scale()
+    scaler.step(optimizer)
+    scaler.update()
+    return StepResult(taken=scaler.get_scale() >= scale, losses=means, grad_norm=grad_norm)

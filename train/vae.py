@@ -1,0 +1,141 @@
+"""Train the VAE: `python -m train.vae --config configs/demo.yaml`.
+
+Ends with `final_model/`: the averaged weights, the scale of the latents over the training images, the split.
+Shapes: B batch, I image channels, H W image, Z h w latents.
+"""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nets.checkpointing import set_checkpointing
+from nets.vae import AutoencoderKL
+from train import cli, pretrained
+from train.data import UserImages, draw_flips, load_images, to_uint8
+from train.device import autocast, grad_scaler, pick_device, refuse_emulated_precision
+from train.ema import EMA
+from train.latents import measure_scaling, save_statistics
+from train.loop import total_steps, train
+from train.optim import learning_rate, make_adamw, set_learning_rate
+from train.pictures import image_grid, save_picture
+from train.randomness import generator, window_rows
+from train.run_folder import open_run, save_config, shared_split
+from train.split import save_split
+from train.step import StepResult, optimizer_step
+from train.vae_loss import Adversary, load_vgg16, reconstruction_and_kl
+
+VALIDATION_IMAGES = 256
+GRID_IMAGES = 8
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = cli.make_parser("vae", __doc__.splitlines()[0], "vae")
+    args = parser.parse_args(argv)
+    config = cli.read_config(args, "vae")
+    training = config.vae_training
+    folder = Path(training.output_dir)
+    device = pick_device()
+    refuse_emulated_precision(device, training.mixed_precision)
+    open_run(folder, config, "vae")
+    data = load_images(config.data)
+    split = shared_split(data, config.data, folder)
+
+    torch.manual_seed(generator(config.seed, "weights", 0).initial_seed())
+    if config.latents.vae_path:
+        vae = pretrained.load(config.latents.vae_path, AutoencoderKL).train().to(device)
+    else:
+        vae = AutoencoderKL(replace(config.vae, sample_size=config.data.resolution)).to(device)
+    set_checkpointing(vae, training.gradient_checkpointing)
+    ema = EMA(vae, training.ema_decay)
+    optimizer = make_adamw(vae.parameters(), training.optimizer)
+    scaler = grad_scaler(device, training.mixed_precision)
+    half = partial(autocast, device, training.mixed_precision)
+    vgg16 = load_vgg16(config.vae_loss.perceptual_weights).to(device) if config.vae_loss.perceptual_weight else None
+    adversary = (
+        Adversary(data.images.shape[1], config.vae_loss, training.optimizer, device, training.mixed_precision)
+        if config.vae_loss.adversarial_weight
+        else None
+    )
+    steps = total_steps(len(split.train), training)
+
+    def take_step(step: int) -> StepResult:
+        rows = split.train[window_rows(config.seed, step, len(split.train), training.window)]
+        draws = generator(config.seed, "draws", step)
+        images = data.batch(rows, *draw_flips(len(rows), config.data, draws)).to(device)
+        side = config.data.resolution // vae.config.downscale
+        noise = torch.randn(len(rows), vae.config.latent_channels, side, side, generator=draws).to(device)
+        adversarial = adversary is not None and step >= config.vae_loss.adversarial_start
+
+        def losses(part: slice) -> dict[str, Tensor]:
+            x = images[part]
+            posterior = vae.encode(x)
+            reconstruction = vae.decode(posterior.mean + posterior.std * noise[part])  # B I H W
+            terms = reconstruction_and_kl(x, reconstruction, posterior, config.vae_loss)
+            if vgg16:
+                terms["perceptual"] = vgg16(reconstruction, x)
+                terms["loss"] = terms["loss"] + config.vae_loss.perceptual_weight * terms["perceptual"]
+            if adversarial:
+                terms["adversarial"] = adversary.generator_loss(
+                    reconstruction, terms["loss"], vae.decoder.conv_out.weight, scaler.get_scale()
+                )
+                terms["loss"] = terms["loss"] + terms["adversarial"]
+            return terms
+
+        rate = learning_rate(training.optimizer, step, steps)
+        set_learning_rate(optimizer, rate)
+        result = optimizer_step(
+            losses, len(rows), training.batch_size, list(vae.parameters()), optimizer, scaler, half,
+            training.optimizer.max_grad_norm,
+        )  # fmt: skip
+        if result.taken:
+            ema.update(vae)
+        if adversarial and result.taken:
+            set_learning_rate(adversary.optimizer, rate)
+            result.losses.update(adversary.finish_window(images, training.batch_size, half))
+        elif adversarial:
+            adversary.drop_window()
+        return result
+
+    def validate(step: int) -> dict[str, float]:
+        return write_reconstructions(ema.model, data, split.validation, folder / f"reconstructions/{step:08d}.png", device)
+
+    state = {"vae": vae, "ema": ema, "optimizer": optimizer, "scaler": scaler}
+    if adversary:
+        state["adversary"] = adversary
+    curves = ("loss", "reconstruction", "validation_psnr")
+    train("VAE", training, steps, state, take_step, validate, curves, device)
+
+    final = folder / "final_model"
+    statistics = measure_scaling(ema.model, data, split.train, device)
+    ema.model.config = replace(ema.model.config, scaling_factor=statistics["scaling_factor"])
+    save_split(final / "split.json", split, data, config.data)
+    save_statistics(statistics, final)
+    save_config(config, final)
+    pretrained.save(ema.model, final)  # last: its config.json says that the folder is whole
+    metrics = write_reconstructions(ema.model, data, split.validation, folder / "reconstructions.png", device)
+    print(
+        f"VAE: validation PSNR {metrics['validation_psnr']:.2f} dB, scaling factor {statistics['scaling_factor']:.4f} "
+        f"over {statistics['images']} images; model in {final}, pictures in {folder}/reconstructions.png"
+    )
+
+
+@torch.no_grad()
+def write_reconstructions(
+    vae: AutoencoderKL, data: UserImages, rows: Tensor, path: Path, device: torch.device
+) -> dict[str, float]:
+    """PSNR in dB over (at most 256 of) the images `rows`, and a picture of the first: above, below as decoded."""
+    rows = rows[torch.linspace(0, len(rows) - 1, min(VALIDATION_IMAGES, len(rows))).round().long()]
+    decoded = torch.cat([to_uint8(vae.decode(vae.encode(data.batch(b).to(device)).mode())).cpu() for b in rows.split(16)])
+    error = (decoded.double() - data.images[rows].double()).square().flatten(1).mean(1)  # B
+    psnr = 10 * torch.log10(255**2 / error.clamp(min=1e-10))
+    shown = torch.linspace(0, len(rows) - 1, min(GRID_IMAGES, len(rows))).round().long()
+    pairs = [("image", list(data.images[rows[shown]])), ("decoded", list(decoded[shown]))]
+    save_picture(image_grid(pairs, [data.user_names[i] for i in data.user_index[rows[shown]]]), path)
+    return {"validation_psnr": float(psnr.mean())}
+
+
+if __name__ == "__main__":
+    cli.run(main)
