@@ -13,7 +13,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the images that V
 
 
 class VGG16Distance(nn.Module):
-    """Distance (B,) between two batches of images (B, I, H, W) in [-1, 1], I being 1 or 3, H and W at least 16.
+    """Distance (B,) between two batches of images (B, I, H, W) in [-1, 1]; I is 1 or 3, H and W at least 16.
 
     `features` has the names that torchvision's `vgg16` gives to its weights (`features.0.weight`, ...).
     Parameters are frozen; gradients flow to both images.
@@ -42,6 +42,7 @@ class VGG16Distance(nn.Module):
                 outputs.append(x)
             x = module(x)  # B C H W, then H/2 W/2
         outputs.append(x)
+        outputs = [x.float() for x in outputs]  # in fp16 squares overflow, and 1e-10 is 0
         return [x / (x.square().sum(dim=1, keepdim=True) + 1e-10).sqrt() for x in outputs]
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:

@@ -73,10 +73,12 @@ class UNet2DConditionModel(nn.Module):
         channels, last = config.channels, len(config.channels) - 1
         heads = [h if attends else None for h, attends in zip(config.heads, config.cross_attention, strict=True)]
         embedding_dim = 4 * channels[0]
-        common = dict(
-            embedding_dim=embedding_dim, groups=config.norm_groups, context_dim=config.cross_attention_dim,
-            linear_projection=config.linear_projection,
-        )  # fmt: skip
+        common = {
+            "embedding_dim": embedding_dim,
+            "groups": config.norm_groups,
+            "context_dim": config.cross_attention_dim,
+            "linear_projection": config.linear_projection,
+        }
 
         self.conv_in = nn.Conv2d(config.latent_channels, channels[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(channels[0], embedding_dim)

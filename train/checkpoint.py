@@ -16,36 +16,47 @@ from train.errors import UserError
 from train.files import load_tensors, read_json, write_json
 
 STATE = "state.pt"
+PATTERN = "step_" + "[0-9]" * 8
 
 
 def save_checkpoint(folder: Path, step: int, state: dict, keep: int) -> Path:
-    """Write `folder/step_<step>`, then remove all but the newest `keep` checkpoints."""
+    """Write `folder/step_<step>`, then remove all checkpoints but this one and the `keep` - 1 before it."""
     target = folder / f"step_{step:08d}"
     temporary = folder / f".{target.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for leftover in folder.glob(f".{PATTERN}.tmp"):  # of a process that was killed in here
+        shutil.rmtree(leftover)
     temporary.mkdir(parents=True)
     with open(temporary / STATE, "wb") as file:
         torch.save({"step": step, "state": state}, file)
         file.flush()
         os.fsync(file.fileno())
     write_json(temporary / "checksum.json", {STATE: _sha256(temporary / STATE)})
+    _sync_folder(temporary)
     if target.exists():  # a damaged one, which `load_latest` passed over
         shutil.rmtree(target)
     os.replace(temporary, target)
     _sync_folder(folder)
-    for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+    checkpoints = list_checkpoints(folder)
+    kept = [path for path in checkpoints if path <= target][-keep:]
+    for path in checkpoints:
+        if path not in kept:  # old, or damaged: this run would not have come to `step` from a newer one
+            shutil.rmtree(path)
     return target
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Oldest first."""
-    return sorted(folder.glob("step_*")) if folder.is_dir() else []
+    return sorted(folder.glob(PATTERN))
 
 
 def load_latest(folder: Path) -> tuple[int, dict] | None:
-    """Step and state of the newest checkpoint that is whole; damaged ones are named and passed over."""
-    for path in reversed(list_checkpoints(folder)):
+    """Step and state of the newest checkpoint that is whole; damaged ones are named and passed over.
+
+    None where there is no checkpoint. UserError where there are some but none is whole: to start from the
+    beginning would overwrite what could perhaps be rescued.
+    """
+    checkpoints = list_checkpoints(folder)
+    for path in reversed(checkpoints):
         try:
             if read_json(path / "checksum.json").get(STATE) != _sha256(path / STATE):
                 raise UserError(f"{path / STATE}: does not have the checksum that it was saved with")
@@ -53,6 +64,8 @@ def load_latest(folder: Path) -> tuple[int, dict] | None:
             return loaded["step"], loaded["state"]
         except (UserError, OSError) as error:
             print(f"checkpoint passed over: {error}", file=sys.stderr)
+    if checkpoints:
+        raise UserError(f"{folder}: no checkpoint in it is whole; remove it to start from the beginning")
     return None
 
 

@@ -13,6 +13,8 @@ from train.latents import LatentsConfig
 from train.loop import TrainingConfig
 from train.vae_loss import VAELossConfig
 
+SMALLEST_PATCH = 24  # pixels: below that, the discriminator's last convolutions have nothing left
+
 
 @dataclass(frozen=True)
 class Config:
@@ -52,6 +54,11 @@ class Config:
             raise ValueError(
                 f"data.resolution {self.data.resolution} cannot be halved {len(self.vae.channels) - 1} times by a VAE "
                 f"of {len(self.vae.channels)} levels; use a multiple of {self.vae.downscale}"
+            )
+        if self.vae_loss.adversarial_weight and self.data.resolution < SMALLEST_PATCH:
+            raise ValueError(
+                f"vae_loss.adversarial_weight needs images that the discriminator can halve three times: "
+                f"data.resolution of at least {SMALLEST_PATCH}, not {self.data.resolution}"
             )
         if self.sampling.steps > self.schedule.num_train_timesteps:
             raise ValueError(

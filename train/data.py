@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from tqdm import tqdm
 
 from train.errors import UserError
+from train.progress import progress
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # told by content; Pillow calls PGM so
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".tif", ".tiff", ".webp")
@@ -155,7 +155,7 @@ def read_image(path: Path, resolution: int, channels: int) -> np.ndarray:
         raise UserError(f"{path}: cannot be read ({str(error) or type(error).__name__})") from None
     # Pillow widens its filter when it shrinks, which is antialiasing (torch's `interpolate` does so only when
     # told). Bicubic is sharper than a box and rings less than Lanczos beside a spectrogram's bright lines.
-    pixels = np.asarray(flat.resize((resolution, resolution), Image.Resampling.BICUBIC))
+    pixels = np.array(flat.resize((resolution, resolution), Image.Resampling.BICUBIC))
     return pixels.reshape(resolution, resolution, channels)
 
 
@@ -226,7 +226,7 @@ def load_images(config: DataConfig) -> UserImages:
     shape = (len(todo), config.channels, config.resolution, config.resolution)
     images = np.empty(shape, np.uint8)  # (N, C, H, W)
     kept, unreadable = [], []
-    for user, path in tqdm(todo, desc="reading images", unit="", leave=False, disable=None):
+    for user, path in progress(todo, desc="reading images", unit="", leave=False):
         try:
             pixels = read_image(path, config.resolution, config.channels)  # (H, W, C)
         except UserError as error:

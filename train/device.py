@@ -19,14 +19,15 @@ def pick_device() -> torch.device:
         return torch.device("cpu")
     major, minor = torch.cuda.get_device_capability()
     # A wheel without kernels for a card still says that CUDA is available, and fails at the first kernel.
-    # Binaries (sm_) run on cards of the same major version and a minor one not below theirs.
-    binaries = [_capability(arch) for arch in torch.cuda.get_arch_list() if arch.startswith("sm_")]
-    portable = [_capability(arch) for arch in torch.cuda.get_arch_list() if arch.startswith("compute_")]
+    # Binaries (sm_) run on cards of the same major version and of no lower minor one.
+    archs = torch.cuda.get_arch_list()
+    binaries = [_capability(arch) for arch in archs if arch.startswith("sm_")]
+    portable = [_capability(arch) for arch in archs if arch.startswith("compute_")]
     runs = any(m == major and n <= minor for m, n in binaries) or any(c <= (major, minor) for c in portable)
     if not runs:
         raise UserError(
-            f"{torch.cuda.get_device_name()} (sm_{major}{minor}): torch {torch.__version__} has no kernels for it, "
-            f"only {' '.join(torch.cuda.get_arch_list())}; for a P100 (sm_60) install a build for CUDA 12.6 (cu126)"
+            f"{torch.cuda.get_device_name()} (sm_{major}{minor}): torch {torch.__version__} has no kernels "
+            f"for it, only {' '.join(archs)}; for a P100 (sm_60) install a build for CUDA 12.6 (cu126)"
         )
     return torch.device("cuda")
 
@@ -55,7 +56,7 @@ def grad_scaler(device: torch.device, precision: MixedPrecision) -> torch.amp.Gr
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that tensors have taken on a CUDA card; on the CPU, that the process has been resident."""
+    """Bytes: the most that tensors have taken on a CUDA card; on the CPU, the whole process's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

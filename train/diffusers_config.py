@@ -5,6 +5,8 @@ any other value, and any option that is not known here, is refused by its name.
 """
 
 from pathlib import Path
+from types import UnionType
+from typing import get_args, get_origin
 
 from diffusion.schedule import ScheduleConfig
 from nets.condition import UserEncoderConfig
@@ -18,7 +20,8 @@ UNET_ONLY = {
     "addition_time_embed_dim": None, "attention_type": "default", "center_input_sample": False,
     "class_embeddings_concat": False, "conv_in_kernel": 3, "conv_out_kernel": 3, "cross_attention_norm": None,
     "downsample_padding": 1, "dropout": 0.0, "dual_cross_attention": False, "encoder_hid_dim": None,
-    "encoder_hid_dim_type": None, "flip_sin_to_cos": True, "freq_shift": 0, "mid_block_only_cross_attention": None,
+    "encoder_hid_dim_type": None, "flip_sin_to_cos": True, "freq_shift": 0,
+    "mid_block_only_cross_attention": None,
     "mid_block_scale_factor": 1, "mid_block_type": "UNetMidBlock2DCrossAttn", "norm_eps": 1e-5,
     "num_attention_heads": None, "num_class_embeds": None, "only_cross_attention": False,
     "resnet_out_scale_factor": 1.0, "resnet_skip_time_act": False, "resnet_time_scale_shift": "default",
@@ -33,10 +36,15 @@ VAE_ONLY = {
 SCHEDULE_ONLY = {
     "clip_sample": False, "set_alpha_to_one": True, "thresholding": False, "trained_betas": None,
 }  # fmt: skip
-# What changes no weight and no output of ours: sampling's own settings, limits of unused features.
+# Refused too, but not written: not every scheduler of `diffusers` knows them.
+SCHEDULE_ONLY_READ = {"timestep_type": "discrete", "use_flow_sigmas": False}
+# How to sample, which is ours to say (SamplingConfig), and limits of unused features.
 SCHEDULE_IGNORED = {
-    "clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value", "skip_prk_steps", "steps_offset",
-    "timestep_spacing", "variance_type",
+    "algorithm_type", "clip_sample_range", "dynamic_thresholding_ratio", "euler_at_final",
+    "final_sigmas_type", "flow_shift", "interpolation_type", "lambda_min_clipped", "lower_order_final",
+    "sample_max_value", "sigma_max", "sigma_min", "skip_prk_steps", "solver_order", "solver_type",
+    "steps_offset", "time_shift_type", "timestep_spacing", "use_beta_sigmas", "use_dynamic_shifting",
+    "use_exponential_sigmas", "use_karras_sigmas", "use_lu_lambdas", "variance_type",
 }  # fmt: skip
 
 BETA_SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
@@ -52,19 +60,24 @@ class Options:
         self.class_name = values.get("_class_name")
         self.values = {key: value for key, value in values.items() if not key.startswith("_")}
 
-    def take(self, key: str, default):
+    def take(self, key: str, default, kind):
+        """The option's value, a list as a tuple; UserError unless it is of the `kind`, an annotation."""
         value = self.values.pop(key, default)
-        return tuple(value) if isinstance(value, list) else value
+        value = tuple(value) if isinstance(value, list) else value
+        if not _is_a(kind, value):
+            raise UserError(f"{self.path}: {key}={value!r} is not implemented here")
+        return value
 
     def take_renamed(self, key: str, default: str, theirs: dict[str, str]) -> str:
-        value = self.take(key, default)
+        value = self.take(key, default, str)
         ours = {their: our for our, their in theirs.items()}
         if value not in ours:
-            raise UserError(f"{self.path}: {key}={value!r} is not implemented here (only {', '.join(ours)} are)")
+            known = ", ".join(ours)
+            raise UserError(f"{self.path}: {key}={value!r} is not implemented here (only {known} are)")
         return ours[value]
 
     def require(self, key: str, implemented) -> None:
-        value = self.take(key, implemented)
+        value = self.take(key, implemented, object)
         if value != implemented:
             raise UserError(f"{self.path}: {key}={value!r} is not implemented here (only {implemented!r} is)")
 
@@ -74,6 +87,15 @@ class Options:
         for key, value in self.values.items():
             if value is not None:
                 raise UserError(f"{self.path}: the option {key}={value!r} is not implemented here")
+
+
+def _is_a(kind, value) -> bool:
+    """Whether a value is what an annotation says: a type, a union, or tuple[T, ...]; True is not an int."""
+    if isinstance(kind, UnionType):
+        return any(_is_a(arm, value) for arm in get_args(kind))
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_is_a(get_args(kind)[0], item) for item in value)
+    return kind is object or type(value) is kind or (kind is float and type(value) is int)
 
 
 def unet_to_diffusers(config: UNetConfig) -> dict:
@@ -98,9 +120,7 @@ def unet_to_diffusers(config: UNetConfig) -> dict:
 
 
 def unet_from_diffusers(options: Options) -> UNetConfig:
-    down = options.take(
-        "down_block_types", ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")
-    )
+    down = options.take("down_block_types", ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), tuple[str, ...])
     known = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
     for name in down:
         if name not in known:
@@ -108,25 +128,25 @@ def unet_from_diffusers(options: Options) -> UNetConfig:
     attends = tuple(known[name] for name in down)
     mirrored = tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends))
     options.require("up_block_types", mirrored)
-    latent_channels = options.take("in_channels", 4)
+    latent_channels = options.take("in_channels", 4, int)
     options.require("out_channels", latent_channels)
-    cross_attention_dim = options.take("cross_attention_dim", 1280)
-    class_embed_type = options.take("class_embed_type", None)
+    cross_attention_dim = options.take("cross_attention_dim", 1280, int)
+    class_embed_type = options.take("class_embed_type", None, object)
     if class_embed_type not in (None, "simple_projection"):
         raise UserError(f"{options.path}: class_embed_type={class_embed_type!r} is not implemented here")
     projected = cross_attention_dim if class_embed_type else None
     options.require("projection_class_embeddings_input_dim", projected)
     config = UNetConfig(
-        channels=options.take("block_out_channels", (320, 640, 1280, 1280)),
+        channels=options.take("block_out_channels", (320, 640, 1280, 1280), tuple[int, ...]),
         cross_attention=attends,
         cross_attention_dim=cross_attention_dim,
-        num_heads=options.take("attention_head_dim", 8),
-        layers_per_block=options.take("layers_per_block", 2),
-        linear_projection=options.take("use_linear_projection", False),
-        norm_groups=options.take("norm_num_groups", 32),
+        num_heads=options.take("attention_head_dim", 8, int | tuple[int, ...]),
+        layers_per_block=options.take("layers_per_block", 2, int),
+        linear_projection=options.take("use_linear_projection", False, bool),
+        norm_groups=options.take("norm_num_groups", 32, int),
         latent_channels=latent_channels,
         condition_in_time_embedding=class_embed_type is not None,
-        sample_size=options.take("sample_size", None),
+        sample_size=options.take("sample_size", None, int | None),
     )
     options.finish(UNET_ONLY)
     return config
@@ -152,23 +172,23 @@ def vae_to_diffusers(config: VAEConfig) -> dict:
 
 
 def vae_from_diffusers(options: Options) -> VAEConfig:
-    channels = options.take("block_out_channels", (64,))
+    channels = options.take("block_out_channels", (64,), tuple[int, ...])
     options.require("down_block_types", ("DownEncoderBlock2D",) * len(channels))
     options.require("up_block_types", ("UpDecoderBlock2D",) * len(channels))
-    image_channels = options.take("in_channels", 3)
+    image_channels = options.take("in_channels", 3, int)
     options.require("out_channels", image_channels)
-    options.take("force_upcast", True)  # how to run it in half precision, not what it computes
+    options.take("force_upcast", True, object)  # how to run it in half precision, not what it computes
     config = VAEConfig(
         channels=channels,
-        layers_per_block=options.take("layers_per_block", 1),
-        latent_channels=options.take("latent_channels", 4),
+        layers_per_block=options.take("layers_per_block", 1, int),
+        latent_channels=options.take("latent_channels", 4, int),
         image_channels=image_channels,
-        norm_groups=options.take("norm_num_groups", 32),
-        quant_conv=options.take("use_quant_conv", True),
-        post_quant_conv=options.take("use_post_quant_conv", True),
+        norm_groups=options.take("norm_num_groups", 32, int),
+        quant_conv=options.take("use_quant_conv", True, bool),
+        post_quant_conv=options.take("use_post_quant_conv", True, bool),
         # Files of `diffusers` before 0.11 lack the factor, and mean Stable Diffusion's. Ours always have it.
-        scaling_factor=options.take("scaling_factor", 0.18215),
-        sample_size=options.take("sample_size", None),
+        scaling_factor=options.take("scaling_factor", 0.18215, float | None),
+        sample_size=options.take("sample_size", None, int | None),
     )
     options.finish(VAE_ONLY)
     return config
@@ -179,11 +199,11 @@ def encoder_to_json(config: UserEncoderConfig) -> dict:
 
 
 def encoder_from_json(options: Options) -> UserEncoderConfig:
-    fields = ("dim", "num_users", "tokens_per_user", "dropout")
-    missing = [field for field in fields if field not in options.values]
+    kinds = {"dim": int, "num_users": int, "tokens_per_user": int, "dropout": float}
+    missing = [field for field in kinds if field not in options.values]
     if missing:
         raise UserError(f"{options.path}: {missing[0]} is missing")
-    config = UserEncoderConfig(**{field: options.take(field, None) for field in fields})
+    config = UserEncoderConfig(**{field: options.take(field, None, kind) for field, kind in kinds.items()})
     options.finish({})
     return config
 
@@ -203,14 +223,14 @@ def schedule_to_diffusers(config: ScheduleConfig) -> dict:
 
 def schedule_from_diffusers(options: Options) -> ScheduleConfig:
     for key in SCHEDULE_IGNORED:
-        options.take(key, None)
+        options.take(key, None, object)
     config = ScheduleConfig(
         kind=options.take_renamed("beta_schedule", "linear", BETA_SCHEDULES),
-        num_train_timesteps=options.take("num_train_timesteps", 1000),
-        beta_start=options.take("beta_start", 0.0001),
-        beta_end=options.take("beta_end", 0.02),
-        zero_terminal_snr=options.take("rescale_betas_zero_snr", False),
+        num_train_timesteps=options.take("num_train_timesteps", 1000, int),
+        beta_start=options.take("beta_start", 0.0001, float),
+        beta_end=options.take("beta_end", 0.02, float),
+        zero_terminal_snr=options.take("rescale_betas_zero_snr", False, bool),
         prediction=options.take_renamed("prediction_type", "epsilon", PREDICTIONS),
     )
-    options.finish(SCHEDULE_ONLY)
+    options.finish(SCHEDULE_ONLY | SCHEDULE_ONLY_READ)
     return config

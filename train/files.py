@@ -4,7 +4,7 @@ import json
 import os
 import pickle
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -14,16 +14,22 @@ from train.errors import UserError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path to write to; it takes the place of `path` when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A temporary path to write to; it takes the place of `path` when the block ends without an error.
+
+    UserError where the disk is full or the folder cannot be written to; `path` is then as it was.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_json(path: Path, value: dict) -> None:
@@ -35,7 +41,8 @@ def read_json(path: Path) -> dict:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file; is {path.parent} the folder of a saved model?") from None
+        folder = path.parent
+        raise UserError(f"{path}: there is no such file; is {folder} the folder of a saved model?") from None
     except NotADirectoryError:
         raise UserError(f"{path.parent}: is a file; give the folder of a saved model") from None
     except (ValueError, RecursionError, OSError) as error:
@@ -52,9 +59,12 @@ def load_tensors(path: Path) -> dict:
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
     except pickle.UnpicklingError:
-        raise UserError(f"{path}: refused, it holds Python objects other than tensors, which could run code") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: truncated or not a file of tensors ({str(error).splitlines()[0]})") from error
+        raise UserError(
+            f"{path}: refused: damaged, or with Python objects other than tensors, which could run code"
+        ) from None
+    except Exception as error:  # of a damaged file torch lets through IndexError, AssertionError, ...
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: truncated, or not a file of tensors ({reason})") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: must hold a dictionary of tensors, not {type(value).__name__}")
     return value

@@ -42,7 +42,8 @@ def generate(
         chances = [generator(seed, "images", user, number) for user, number in batch]
 
         def draw_noise(chances: list[torch.Generator] = chances) -> Tensor:
-            return torch.stack([torch.randn(shape, generator=chance) for chance in chances]).to(device)  # B Z h w
+            noise = [torch.randn(shape, generator=chance) for chance in chances]
+            return torch.stack(noise).to(device)  # B Z h w
 
         users = torch.tensor([user for user, _ in batch], device=device)
         conditional = model.user_encoder(users)  # B L D
@@ -51,4 +52,4 @@ def generate(
         latents = sample(denoiser, draw_noise(), schedule, config, draw_noise)  # B Z h w
         # In float32: a decoder in fp16 can overflow.
         pixels.append(to_uint8(vae.decode(latents / vae.config.scaling_factor)).cpu())  # B I H W
-    return torch.cat(pixels)
+    return torch.cat(pixels) if pixels else torch.empty(0, dtype=torch.uint8)

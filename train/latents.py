@@ -5,17 +5,17 @@ Shapes: N images, B batch, I image channels, H W image, Z h w latents.
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from nets.vae import AutoencoderKL
 from train.data import UserImages
 from train.files import replacing, write_json
+from train.progress import progress
 
 ENCODING_BATCH = 16
 
@@ -29,15 +29,18 @@ class LatentsConfig:
 
 
 @torch.no_grad()
-def encode_moments(vae: AutoencoderKL, data: UserImages, rows: Tensor, device: torch.device) -> Iterator[Tensor]:
-    """Mean and standard deviation of each image's latents, in float32: (B, 2, Z, h, w) for a batch at a time."""
-    for batch in tqdm(rows.split(ENCODING_BATCH), desc="encoding latents", unit="batch", leave=False, disable=None):
+def encode_moments(
+    vae: AutoencoderKL, data: UserImages, rows: Tensor, device: torch.device
+) -> Iterator[Tensor]:
+    """Mean and standard deviation of images' latents, in float32: (B, 2, Z, h, w) for a batch at a time."""
+    batches = rows.split(ENCODING_BATCH)
+    for batch in progress(batches, desc="encoding latents", unit="batch", leave=False):
         posterior = vae.encode(data.batch(batch).to(device))
         yield torch.stack([posterior.mean, posterior.std], dim=1).cpu()
 
 
 def measure_scaling(vae: AutoencoderKL, data: UserImages, rows: Tensor, device: torch.device) -> dict:
-    """1 / standard deviation of the latents of these images (Rombach et al. 2022, appendix G), with its count.
+    """1 / standard deviation of the latents of these images (Rombach et al. 2022, appendix G).
 
     Of latents as they are sampled: the variance that the encoder itself adds is counted without sampling it.
     Sums are float64, over all of the images: a first batch alone can be far off.
@@ -49,7 +52,8 @@ def measure_scaling(vae: AutoencoderKL, data: UserImages, rows: Tensor, device: 
         total += float(mean.sum())
         squares += float((mean.square() + std.square()).sum())
     std = (squares / count - (total / count) ** 2) ** 0.5
-    return {"scaling_factor": 1 / std, "mean": total / count, "std": std, "images": len(rows), "values": count}
+    mean = total / count
+    return {"scaling_factor": 1 / std, "mean": mean, "std": std, "images": len(rows), "values": count}
 
 
 def save_statistics(statistics: dict, directory: Path) -> None:
@@ -59,12 +63,11 @@ def save_statistics(statistics: dict, directory: Path) -> None:
 def cached_moments(vae: AutoencoderKL, data: UserImages, folder: Path, device: torch.device) -> Tensor:
     """Moments of all images, float32 (N, 2, Z, h, w), mapped from a file that is written the first time.
 
-    The file's name is a hash of the VAE's weights and of the images, so that it is never a stale one.
+    The file's name is a hash of the VAE and of the images, so that it is never a stale one.
     """
     path = folder / f"{_key(vae, data)}.npy"
     if not path.is_file():
-        side = data.images.shape[-1] // vae.config.downscale
-        shape = (len(data), 2, vae.config.latent_channels, side, side)
+        shape = (len(data), 2, *latent_shape(vae, data))
         with replacing(path) as temporary:
             array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
             start = 0
@@ -75,18 +78,28 @@ def cached_moments(vae: AutoencoderKL, data: UserImages, folder: Path, device: t
     return torch.from_numpy(np.load(path, mmap_mode="c"))  # "c": never written back, but torch may map it
 
 
+def latent_shape(vae: AutoencoderKL, data: UserImages) -> tuple[int, int, int]:
+    """(Z, h, w) of one image."""
+    side = data.images.shape[-1] // vae.config.downscale
+    return vae.config.latent_channels, side, side
+
+
 class LatentSource:
     """Scaled latents of the images, from the cache or from the VAE, with the same result."""
 
-    def __init__(self, vae: AutoencoderKL, data: UserImages, config: LatentsConfig, cache: Path, device: torch.device):
+    def __init__(
+        self, vae: AutoencoderKL, data: UserImages, config: LatentsConfig, cache: Path, device: torch.device
+    ):
         self.vae, self.data, self.device = vae, data, device
         self.moments = cached_moments(vae, data, cache, device) if config.cache_latents else None
-        side = data.images.shape[-1] // vae.config.downscale
-        self.shape = (vae.config.latent_channels, side, side)
+        self.shape = latent_shape(vae, data)
 
     @torch.no_grad()
     def latents(self, rows: Tensor, flips: Tensor, posterior: Tensor) -> Tensor:
-        """Latents (B, Z, h, w) of images `rows` (B,) flipped by `flips` (2, B), sampled with `posterior` noise."""
+        """Latents (B, Z, h, w) of images `rows` (B,) flipped by `flips` (2, B), sampled by `posterior` noise.
+
+        The cache holds no flipped images: the config refuses flips with it.
+        """
         if self.moments is not None:
             mean, std = self.moments[rows].to(self.device).unbind(1)
         else:
@@ -97,7 +110,10 @@ class LatentSource:
 
 
 def _key(vae: AutoencoderKL, data: UserImages) -> str:
-    digest = hashlib.sha256(data.fingerprint().encode())
+    """Of all that the moments depend on: the VAE, but for how its latents are scaled, and the pixels."""
+    config = replace(vae.config, scaling_factor=None, sample_size=None)
+    digest = hashlib.sha256(repr((config, data.images.shape)).encode())
+    digest.update(data.images.contiguous().numpy())
     for name, tensor in vae.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().numpy())

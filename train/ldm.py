@@ -51,8 +51,17 @@ def main(argv: list[str] | None = None) -> None:
     open_run(folder, config, "ldm")
     data = load_images(config.data)
     split = shared_split(data, config.data, folder, vae_folder)
-    source = LatentSource(vae, data, config.latents, folder / "latent_cache", device)
+    model = train_denoiser(config, folder, device, vae, data, split)
+    save_final_model(folder / "final_model", model, vae, config, data, split)
+    print(f"LDM: model in {folder}/final_model, samples in {folder}/samples, curves in {folder}/curves.png")
 
+
+def train_denoiser(
+    config: Config, folder: Path, device: torch.device, vae: AutoencoderKL, data: UserImages, split: Split
+) -> UserDenoiser:
+    """Train, or go on training; the averaged model."""
+    training = config.ldm_training
+    source = LatentSource(vae, data, config.latents, folder / "latent_cache", device)
     torch.manual_seed(generator(config.seed, "weights", 1).initial_seed())
     model = build_denoiser(config, num_users=len(data.user_names), latent_side=source.shape[-1]).to(device)
     set_checkpointing(model, training.gradient_checkpointing)
@@ -93,10 +102,7 @@ def main(argv: list[str] | None = None) -> None:
 
     state = {"model": model, "ema": ema, "optimizer": optimizer, "scaler": scaler}
     train("LDM", training, steps, state, take_step, validate, ("loss", "validation_loss"), device)
-
-    final = folder / "final_model"
-    save_final_model(final, ema.model, vae, config, data, split)
-    print(f"LDM: model in {final}, samples in {folder}/samples, curves in {folder}/curves.png")
+    return ema.model
 
 
 def vae_folder_of(config: Config) -> Path:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from tqdm import tqdm
 
 from train.checkpoint import load_latest, save_checkpoint
 from train.device import MixedPrecision, peak_memory
 from train.errors import UserError
 from train.log import RunLog
 from train.optim import OptimConfig
+from train.progress import progress
 from train.step import StepResult
 
 LOG_INTERVAL = 10  # optimizer steps
@@ -80,7 +80,7 @@ def train(
     if step:
         print(f"{title}: going on after step {step} of {total_steps}", file=sys.stderr)
     log = RunLog(folder, step)
-    with tqdm(total=total_steps, initial=step, desc=title, unit="step", dynamic_ncols=True) as bar:
+    with progress(total=total_steps, initial=step, desc=title, unit="step") as bar:
         logged_at, logged_time, skipped = step, time.perf_counter(), 0
         while step < total_steps:
             result = take_step(step)
@@ -102,14 +102,15 @@ def train(
                 log.write(step, **result.losses, grad_norm=result.grad_norm, images_per_second=speed,
                           peak_memory_bytes=memory)  # fmt: skip
                 bar.set_postfix_str(
-                    f"loss {result.losses['loss']:.4f}, {speed:.1f} images/s, {memory / 2**30:.2f} GiB"
+                    f"loss {result.losses['loss']:.4f}, {speed:.1f} images/s, {memory / 2**30:.2f} GiB", refresh=False
                 )
             if step % config.sample_interval == 0 or step == total_steps:
                 log.write(step, **validate(step))
                 log.draw_curves(title, *curves)
                 logged_time = time.perf_counter()
             if step % config.save_interval == 0 or step == total_steps:
-                save_checkpoint(checkpoints, step, {k: v.state_dict() for k, v in state.items()}, config.keep_checkpoints)
+                saved = {name: part.state_dict() for name, part in state.items()}
+                save_checkpoint(checkpoints, step, saved, config.keep_checkpoints)
 
 
 def total_steps(samples: int, config: TrainingConfig) -> int:

@@ -30,7 +30,7 @@ class OptimConfig:
 
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
-    """The rate of optimizer step `step`, counted from 0, of `total_steps`. Accumulation does not change it."""
+    """The rate of optimizer step `step`, counted from 0, of `total_steps`, whatever the accumulation."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     if config.lr_schedule == "constant":

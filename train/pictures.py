@@ -49,8 +49,13 @@ def image_grid(rows: Sequence[tuple[str, Sequence[Tensor]]], headings: Sequence[
     return canvas
 
 
-def line_chart(title: str, series: dict[str, Sequence[tuple[float, float]]], width=720, height=360) -> Image.Image:
-    """Curves of (x, y) points, y on a logarithmic scale where all values are positive and span a decade."""
+def line_chart(
+    title: str, series: dict[str, Sequence[tuple[float, float]]], width: int = 720, height: int = 360
+) -> Image.Image:
+    """Curves of (x, y) points, y on a logarithmic scale where all are positive and span more than a decade.
+
+    Points whose y is not finite are left out; a lone point is a dot.
+    """
     font = ImageFont.load_default(12)
     points = [(x, y) for curve in series.values() for x, y in curve if math.isfinite(y)]
     canvas = Image.new("RGB", (width, height), PAPER)
@@ -59,29 +64,32 @@ def line_chart(title: str, series: dict[str, Sequence[tuple[float, float]]], wid
     if not points:
         return canvas
     xs, ys = np.array(points).T
-    logarithmic = ys.min() > 0 and ys.max() / ys.min() > 10
-    scale = np.log10 if logarithmic else np.asarray
-    x0, x1, y0, y1 = xs.min(), max(xs.max(), xs.min() + 1), scale(ys.min()), scale(ys.max())
-    y1 = max(y1, y0 + 1e-9)
+    logarithmic = ys.min() > 0 and ys.max() > 10 * ys.min()
+    scale, unscale = (math.log10, lambda y: 10**y) if logarithmic else (float, float)
+    x0, x1, y0, y1 = xs.min(), xs.max(), scale(ys.min()), scale(ys.max())
+    x1 = max(x1, x0 + 1)
+    if y0 == y1:  # a constant: the lowest line of the chart
+        y1 = y0 + (abs(y0) or 1.0)
     left, right, top, bottom = 60, width - 16, 26, height - 34
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        return (left + (x - x0) / (x1 - x0) * (right - left), bottom - (scale(y) - y0) / (y1 - y0) * (bottom - top))
+    def column(x: float) -> float:
+        return left + (x - x0) / (x1 - x0) * (right - left)
+
+    def row(scaled_y: float) -> float:
+        return bottom - (scaled_y - y0) / (y1 - y0) * (bottom - top)
 
     for tick in np.linspace(y0, y1, 5):
-        value = 10**tick if logarithmic else tick
-        y = bottom - (tick - y0) / (y1 - y0) * (bottom - top)
-        draw.line([(left, y), (right, y)], RULE)
-        draw.text((left - 6, y), f"{value:.3g}", INK, font, anchor="rm")
+        draw.line([(left, row(tick)), (right, row(tick))], RULE)
+        draw.text((left - 6, row(tick)), f"{unscale(tick):.3g}", INK, font, anchor="rm")
     for tick in np.linspace(x0, x1, 6):
-        draw.text((place(tick, 10**y0 if logarithmic else y0)[0], bottom + 6), f"{tick:.0f}", INK, font, anchor="mt")
+        draw.text((column(tick), bottom + 6), f"{tick:.0f}", INK, font, anchor="mt")
     for i, (name, curve) in enumerate(series.items()):
         colour = COLOURS[i % len(COLOURS)]
-        line = [place(x, y) for x, y in curve if math.isfinite(y)]
+        line = [(column(x), row(scale(y))) for x, y in curve if math.isfinite(y)]
         if len(line) > 1:
             draw.line(line, colour, 2)
         elif line:
-            (x, y), = line
+            x, y = line[0]
             draw.ellipse([x - 2, y - 2, x + 2, y + 2], fill=colour)
         draw.text((left + 10 + 150 * (i % 4), height - 15), name, colour, font)
     return canvas

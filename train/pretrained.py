@@ -40,12 +40,14 @@ def save(model: nn.Module, directory: Path | str) -> None:
     name = type(model).__name__
     _, to_json, _ = MODELS[name]
     weights = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    tensors, pickled = directory / f"{WEIGHTS}.safetensors", directory / f"{WEIGHTS}.bin"
     if safetensors:
-        with replacing(directory / f"{WEIGHTS}.safetensors") as path:
+        with replacing(tensors) as path:
             safetensors.save_file(weights, path, metadata={"format": "pt"})
     else:
-        with replacing(directory / f"{WEIGHTS}.bin") as path:
+        with replacing(pickled) as path:
             torch.save(weights, path)
+    (pickled if safetensors else tensors).unlink(missing_ok=True)  # of an earlier model: stale
     write_json(directory / "config.json", {"_class_name": name} | to_json(model.config))
 
 
@@ -57,7 +59,7 @@ def load(directory: Path | str, expected: type[nn.Module] | None = None) -> nn.M
     """
     options = Options(Path(directory) / "config.json")
     name = options.class_name
-    if name not in MODELS:
+    if not isinstance(name, str) or name not in MODELS:
         raise UserError(f"{options.path}: _class_name is {name!r}; it must be one of {', '.join(MODELS)}")
     model_class, _, from_json = MODELS[name]
     if expected not in (None, model_class):
@@ -93,6 +95,9 @@ def load_users(directory: Path | str) -> list[str]:
     names = read_json(path).get("users")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: 'users' must be a list of names")
+    for name in names:  # a user's images are written to a folder of that name
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise UserError(f"{path}: the user {name!r} is not the name of a folder")
     return names
 
 
@@ -109,17 +114,21 @@ def _read_weights(directory: Path) -> tuple[Path, dict[str, torch.Tensor]]:
     if tensors.is_file() and safetensors:
         try:
             return tensors, safetensors.load_file(tensors)
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise UserError(f"{tensors}: cannot be read ({error}); save or copy the model again") from error
     if pickled.is_file():
-        return pickled, load_tensors(pickled)
+        weights = load_tensors(pickled)
+        for key, value in weights.items():
+            if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+                raise UserError(f"{pickled}: {key!r} is no weight, but {type(value).__name__}")
+        return pickled, weights
     if tensors.is_file():
         raise UserError(f"{tensors}: reading it needs a package; run `pip install safetensors`")
     raise UserError(f"{directory}: holds neither {tensors.name} nor {pickled.name}")
 
 
 def _present_name(key: str) -> str:
-    """What `diffusers` calls a weight today that its files before 0.12 call otherwise (the VAE's attention)."""
+    """Today's name of a weight; files of `diffusers` before 0.12 name the VAE's attention otherwise."""
     for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
         key = key.replace(f"mid_block.attentions.0.{old}.", f"mid_block.attentions.0.{new}.")
     return key
@@ -130,7 +139,7 @@ def _refuse_misfit(path: Path, expected: dict, found: dict) -> None:
     for what, keys in (("lacks", missing), ("has an unexpected", unexpected)):
         if keys:
             raise UserError(
-                f"{path}: {what} {min(keys)} ({len(keys)} such); these are not the weights of the config.json beside"
+                f"{path}: {what} {min(keys)} ({len(keys)} such); its config.json is another model's"
             )
     for key, tensor in expected.items():
         if tensor.shape != found[key].shape:

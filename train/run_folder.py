@@ -11,8 +11,9 @@ from train.files import replacing
 from train.split import Split, load_split, make_split, save_split
 
 CONFIG, SPLIT = "config.yaml", "split.json"
+MADE_BY = "# python -m train."
 SECTIONS = {
-    "vae": ("seed", "data", "vae", "vae_loss", "vae_training", "latents.vae_path"),
+    "vae": ("seed", "data", "vae", "vae_loss", "vae_training"),
     "ldm": ("seed", "data", "latents", "user_encoder", "unet", "schedule", "ldm_loss", "ldm_training"),
 }
 # What may change while a run goes on: how long, how often, and where things are.
@@ -22,30 +23,38 @@ SAFE = {"num_epochs", "sample_interval", "save_interval", "keep_checkpoints", "o
 def open_run(folder: Path, config: Config, stage: str) -> None:
     """Make the folder, or see that what is in it is this very run; write the config into it.
 
-    UserError where the folder holds something else, or a run whose config differs in what decides its results.
+    UserError where the folder holds something else, or a run whose config differs in what decides its
+    results; nothing is then changed.
     """
     path = folder / CONFIG
     if path.is_file():
-        before, now = (_flat(c, stage) for c in (strict_yaml.load(Config, path), config))
-        differing = [key for key in now if before.get(key) != now[key] and key.split(".")[-1] not in SAFE]
+        saved = strict_yaml.load(Config, path)
+        made_by = path.read_text(encoding="utf-8").partition("\n")[0]
+        if made_by.startswith(MADE_BY) and made_by != MADE_BY + stage:
+            command = made_by.removeprefix("# ")
+            raise UserError(f"{folder}: holds a run of {command}; use another output_dir")
+        before, now = _flat(saved, stage), _flat(config, stage)
+        differing = [key for key in now if before[key] != now[key] and key.split(".")[-1] not in SAFE]
         if differing:
-            shown = "; ".join(f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in differing[:3])
+            shown = "; ".join(f"{key} was {before[key]!r}, is {now[key]!r}" for key in differing[:3])
             raise UserError(
                 f"{folder}: holds a run of another config ({shown}{'; ...' if differing[3:] else ''}); "
                 "use another output_dir, or the config of that run"
             )
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: is not empty and not the folder of a {stage} run; use another output_dir")
-    save_config(config, folder)
+    save_config(config, folder, stage)
 
 
-def save_config(config: Config, folder: Path) -> None:
+def save_config(config: Config, folder: Path, stage: str | None = None) -> None:
+    """Write the resolved config; `stage` notes in its first line which command the folder belongs to."""
     with replacing(folder / CONFIG) as temporary:
-        temporary.write_text(strict_yaml.dump(config), encoding="utf-8")
+        heading = f"{MADE_BY}{stage}\n" if stage else ""
+        temporary.write_text(heading + strict_yaml.dump(config), encoding="utf-8")
 
 
 def shared_split(data: UserImages, config: DataConfig, folder: Path, vae_folder: Path | None = None) -> Split:
-    """The split of this run: its own from before, else its VAE's, else a new one; saved in the run's folder."""
+    """The split of this run: its own from before, else its VAE's, else a new one; saved in its folder."""
     places = [place / SPLIT for place in (folder, vae_folder) if place is not None]
     saved = next((path for path in places if path.is_file()), None)
     split = load_split(saved, data, config) if saved else make_split(data, config)
@@ -64,5 +73,5 @@ def _flat(config: Config, stage: str) -> dict[str, object]:
         else:
             flat[prefix] = value
 
-    walk("", asdict(config))
-    return {k: v for k, v in flat.items() if any(k == s or k.startswith(f"{s}.") for s in SECTIONS[stage])}
+    walk("", {section: value for section, value in asdict(config).items() if section in SECTIONS[stage]})
+    return flat

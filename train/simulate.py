@@ -25,12 +25,13 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
+
+from train.progress import progress
 
 WAVELENGTH = 299_792_458 / 24e9  # m, of a 24 GHz radar
 SAMPLE_RATE = 1408  # Hz; shown from -1/4 to 3/4 of it: -2.2 to 6.6 m/s, as everybody walks to the radar
-WINDOW = 128  # samples (91 ms) of one spectrum: bins of 11 Hz = 0.069 m/s
-PICTURE_SECONDS = 2.4  # about two gait cycles
+WINDOW = 64  # samples (45 ms) of one spectrum: bins of 22 Hz = 0.14 m/s
+PICTURE_SECONDS = 1.6  # about three steps
 PICTURES_PER_RECORDING = 10  # one after the other, without overlap
 UNSTEADY_SECONDS = 7  # period in which a walker is faster, then slower
 DYNAMIC_RANGE = 45  # dB below a picture's maximum that are still shown
@@ -82,10 +83,10 @@ def draw_person(seed: int, person: int) -> Person:
     """Person number `person`, from 1. The ranges are so narrow that telling people apart takes a network."""
     u = np.random.default_rng([seed, person]).uniform
     return Person(
-        height=u(1.60, 1.90), speed=u(1.15, 1.40), cycle=u(0.94, 1.06), hip=u(0.95, 1.07), knee=u(0.85, 1.05),
-        ankle=u(0.8, 1.2), arm=u(0.7, 1.5), elbow=u(0.6, 1.3), sway=u(0.65, 1.35), lean=u(0, 0.07),
-        asymmetry=u(-0.065, 0.065), limp=u(-0.016, 0.016), girth=u(0.9, 1.1),
-        reflectivity=tuple(u(-2.2, 2.2, size=len(LENGTH)).tolist()),
+        height=u(1.50, 1.95), speed=u(1.05, 1.50), cycle=u(0.88, 1.12), hip=u(0.90, 1.05), knee=u(0.80, 1.08),
+        ankle=u(0.8, 1.2), arm=u(0.5, 1.7), elbow=u(0.5, 1.4), sway=u(0.6, 1.4), lean=u(0, 0.07),
+        asymmetry=u(-0.10, 0.10), limp=u(-0.03, 0.03), girth=u(0.85, 1.15),
+        reflectivity=tuple(u(-4, 4, size=len(LENGTH)).tolist()),
     )
 
 
@@ -94,8 +95,8 @@ def draw_recording(seed: int, person: int, recording: int) -> tuple[Recording, n
     rng = np.random.default_rng([seed, person, recording])  # from 1: [s, p, 0] would seed like [s, p]
     u = rng.uniform
     drawn = Recording(
-        phase=u(0, 1), pace=u(0.92, 1.08), unsteadiness=u(0, 0.03), azimuth=math.radians(u(-30, 30)),
-        elevation=math.radians(u(0, 8)), snr=u(19, 30),
+        phase=u(0, 1), pace=u(0.95, 1.05), unsteadiness=u(0, 0.03), azimuth=math.radians(u(-20, 20)),
+        elevation=math.radians(u(0, 8)), snr=u(24, 34),
     )
     return drawn, rng
 
@@ -301,7 +302,7 @@ def main(argv: list[str] | None = None) -> None:
     part.mkdir(parents=True)
     try:
         made = simulate(range(1, args.users + 1), args.images_per_user, args.resolution, args.seed)
-        for folder, name, image in tqdm(made, total=args.users * args.images_per_user, unit="picture"):
+        for folder, name, image in progress(made, total=args.users * args.images_per_user, unit="picture"):
             (part / folder).mkdir(exist_ok=True)
             Image.fromarray(image).save(part / folder / name, compress_level=3)
         part.replace(output)

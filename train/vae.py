@@ -14,6 +14,7 @@ from torch import Tensor
 from nets.checkpointing import set_checkpointing
 from nets.vae import AutoencoderKL
 from train import cli, pretrained
+from train.config import Config
 from train.data import UserImages, draw_flips, load_images, to_uint8
 from train.device import autocast, grad_scaler, pick_device, refuse_emulated_precision
 from train.ema import EMA
@@ -23,7 +24,7 @@ from train.optim import learning_rate, make_adamw, set_learning_rate
 from train.pictures import image_grid, save_picture
 from train.randomness import generator, window_rows
 from train.run_folder import open_run, save_config, shared_split
-from train.split import save_split
+from train.split import Split, save_split
 from train.step import StepResult, optimizer_step
 from train.vae_loss import Adversary, load_vgg16, reconstruction_and_kl
 
@@ -43,6 +44,13 @@ def main(argv: list[str] | None = None) -> None:
     data = load_images(config.data)
     split = shared_split(data, config.data, folder)
 
+    vae = train_vae(config, folder, device, data, split)
+    finish(vae, config, folder, device, data, split)
+
+
+def train_vae(config: Config, folder: Path, device: torch.device, data: UserImages, split: Split) -> AutoencoderKL:
+    """Train, or go on training; the averaged model."""
+    training = config.vae_training
     torch.manual_seed(generator(config.seed, "weights", 0).initial_seed())
     if config.latents.vae_path:
         vae = pretrained.load(config.latents.vae_path, AutoencoderKL).train().to(device)
@@ -100,22 +108,29 @@ def main(argv: list[str] | None = None) -> None:
         return result
 
     def validate(step: int) -> dict[str, float]:
-        return write_reconstructions(ema.model, data, split.validation, folder / f"reconstructions/{step:08d}.png", device)
+        picture = folder / f"reconstructions/{step:08d}.png"
+        return write_reconstructions(ema.model, data, split.validation, picture, device)
 
     state = {"vae": vae, "ema": ema, "optimizer": optimizer, "scaler": scaler}
     if adversary:
         state["adversary"] = adversary
     curves = ("loss", "reconstruction", "validation_psnr")
     train("VAE", training, steps, state, take_step, validate, curves, device)
+    return ema.model
 
+
+def finish(
+    vae: AutoencoderKL, config: Config, folder: Path, device: torch.device, data: UserImages, split: Split
+) -> None:
+    """Measure the scale of the latents, write `final_model/`, and say how good it is."""
     final = folder / "final_model"
-    statistics = measure_scaling(ema.model, data, split.train, device)
-    ema.model.config = replace(ema.model.config, scaling_factor=statistics["scaling_factor"])
+    statistics = measure_scaling(vae, data, split.train, device)
+    vae.config = replace(vae.config, scaling_factor=statistics["scaling_factor"])
     save_split(final / "split.json", split, data, config.data)
     save_statistics(statistics, final)
     save_config(config, final)
-    pretrained.save(ema.model, final)  # last: its config.json says that the folder is whole
-    metrics = write_reconstructions(ema.model, data, split.validation, folder / "reconstructions.png", device)
+    pretrained.save(vae, final)  # last: its config.json says that the folder is whole
+    metrics = write_reconstructions(vae, data, split.validation, folder / "reconstructions.png", device)
     print(
         f"VAE: validation PSNR {metrics['validation_psnr']:.2f} dB, scaling factor {statistics['scaling_factor']:.4f} "
         f"over {statistics['images']} images; model in {final}, pictures in {folder}/reconstructions.png"
@@ -126,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
 def write_reconstructions(
     vae: AutoencoderKL, data: UserImages, rows: Tensor, path: Path, device: torch.device
 ) -> dict[str, float]:
-    """PSNR in dB over (at most 256 of) the images `rows`, and a picture of the first: above, below as decoded."""
+    """PSNR in dB over (at most 256 of) the images `rows`, and a picture of some: above, and below as decoded."""
     rows = rows[torch.linspace(0, len(rows) - 1, min(VALIDATION_IMAGES, len(rows))).round().long()]
     decoded = torch.cat([to_uint8(vae.decode(vae.encode(data.batch(b).to(device)).mode())).cpu() for b in rows.split(16)])
     error = (decoded.double() - data.images[rows].double()).square().flatten(1).mean(1)  # B

@@ -1,4 +1,4 @@
-"""What the VAE is trained on: reconstruction, KL divergence, and optionally what a classifier or an adversary sees.
+"""What the VAE is trained on: reconstruction, KL divergence, and perhaps what a classifier or adversary sees.
 
 Shapes: B batch, I image channels, H W image, Z h w latents. Every loss is per sample, (B,).
 
@@ -7,6 +7,7 @@ its latents, in nats. The code of Rombach et al. 2022 sums both: its KL weight o
 4x32x32 latents is 1e-6 * 4096 / 49152 = 8.3e-8 here.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 from nets.discriminator import PatchDiscriminator
 from nets.perceptual import VGG16Distance
 from nets.vae import DiagonalGaussian
-from train.device import grad_scaler
+from train.device import MixedPrecision, grad_scaler
 from train.errors import UserError
 from train.files import load_tensors
 from train.optim import OptimConfig, make_adamw
@@ -34,7 +35,7 @@ class VAELossConfig:
     """Of the mean KL per latent component, beside the mean error per pixel value."""
     perceptual_weight: float = 0.0
     perceptual_weights: str | None = None
-    """A file of torchvision's VGG16 weights (`vgg16-397923af.pth`); needed where perceptual_weight is not 0."""
+    """A file of torchvision's VGG16 weights (`vgg16-397923af.pth`), needed for a perceptual_weight."""
     adversarial_weight: float = 0.0
     """Of the adversarial term, on top of its adaptive weight; 0 trains without a discriminator."""
     adversarial_start: int = 0
@@ -46,7 +47,7 @@ class VAELossConfig:
                 "kl_weight, perceptual_weight, adversarial_weight and adversarial_start must not be negative"
             )
         if self.perceptual_weight > 0 and self.perceptual_weights is None:
-            raise ValueError("perceptual_weight needs perceptual_weights, the path of a file of VGG16 weights")
+            raise ValueError("perceptual_weight needs perceptual_weights, the path of a VGG16 weights file")
 
 
 def reconstruction_and_kl(
@@ -66,7 +67,7 @@ def load_vgg16(path: str) -> VGG16Distance:
     model = VGG16Distance()
     expected = {k: v.shape for k, v in model.state_dict().items()}
     if {k: getattr(v, "shape", None) for k, v in weights.items()} != expected:
-        raise UserError(f"{path}: does not hold the convolutions of torchvision's VGG16 (features.0.weight, ...)")
+        raise UserError(f"{path}: does not hold the layers of torchvision's VGG16 (features.0.weight, ...)")
     model.load_state_dict(weights)
     return model
 
@@ -74,14 +75,15 @@ def load_vgg16(path: str) -> VGG16Distance:
 class Adversary:
     """A discriminator that learns to tell images from reconstructions, and what it makes the VAE lose.
 
-    Hinge losses and the adaptive weight of Esser et al. 2021, eq. 7: the term's gradient at the decoder's last
-    layer is made as long as the reconstruction's. Their ratio is measured over a whole window and used in
-    the next one, so that micro-batches add up to the full batch's gradient.
+    Hinge losses and the adaptive weight of Esser et al. 2021, eq. 7: the term's gradient at the decoder's
+    last layer is made as long as the reconstruction's. Their ratio is measured over a whole window and used
+    in the next one, so that micro-batches add up to the full batch's gradient.
     """
 
     def __init__(
-        self, image_channels: int, config: VAELossConfig, optim: OptimConfig, device: torch.device, precision: str
-    ):
+        self, image_channels: int, config: VAELossConfig, optim: OptimConfig, device: torch.device,
+        precision: MixedPrecision,
+    ):  # fmt: skip
         self.config, self.optim = config, optim
         self.discriminator = PatchDiscriminator(image_channels).to(device)
         self.optimizer = make_adamw(self.discriminator.parameters(), optim)
@@ -94,7 +96,9 @@ class Adversary:
         self.adversarial_gradient: Tensor | float = 0.0
         self.fakes: list[Tensor] = []
 
-    def generator_loss(self, reconstruction: Tensor, error: Tensor, last_layer: nn.Parameter, scale: float) -> Tensor:
+    def generator_loss(
+        self, reconstruction: Tensor, error: Tensor, last_layer: nn.Parameter, scale: float
+    ) -> Tensor:
         """What the VAE loses (B,) for reconstructions (B, I, H, W) that do not pass as images.
 
         `error` (B,) is the reconstruction loss to be balanced against; `scale` the loss scale of fp16.
@@ -102,8 +106,8 @@ class Adversary:
         """
         self.discriminator.requires_grad_(False)
         loss = -self.discriminator(reconstruction).flatten(1).mean(1)  # B
-        self.reconstruction_gradient += _gradient(scale * error.sum(), last_layer)
-        self.adversarial_gradient += _gradient(scale * loss.sum(), last_layer)
+        self.reconstruction_gradient += _gradient(error.sum(), last_layer, scale)
+        self.adversarial_gradient += _gradient(loss.sum(), last_layer, scale)
         self.fakes.append(reconstruction.detach())
         return self.config.adversarial_weight * self.adaptive_weight * loss
 
@@ -119,11 +123,12 @@ class Adversary:
             return {"loss": 0.5 * (F.relu(1 - real) + F.relu(1 + fake)).flatten(1).mean(1)}
 
         result = optimizer_step(
-            losses, len(images), micro_batch, list(self.discriminator.parameters()), self.optimizer, self.scaler,
-            autocast, self.optim.max_grad_norm,
+            losses, len(images), micro_batch, list(self.discriminator.parameters()), self.optimizer,
+            self.scaler, autocast, self.optim.max_grad_norm,
         )  # fmt: skip
-        ratio = float(torch.norm(self.reconstruction_gradient) / (torch.norm(self.adversarial_gradient) + 1e-4))
-        if ratio == ratio:  # not NaN, which fp16 overflow leaves
+        wanted, adversarial = self.reconstruction_gradient.norm(), self.adversarial_gradient.norm()
+        ratio = float(wanted / (adversarial + 1e-4 * len(images)))  # sums over the window; 1e-4 is for means
+        if math.isfinite(ratio):  # fp16 may overflow
             self.adaptive_weight = min(ratio, 1e4)
         self._forget_window()
         return {"discriminator": result.losses["loss"], "adaptive_weight": self.adaptive_weight}
@@ -147,5 +152,6 @@ class Adversary:
         self.adaptive_weight = state["adaptive_weight"]
 
 
-def _gradient(loss: Tensor, parameter: nn.Parameter) -> Tensor:
-    return torch.autograd.grad(loss, parameter, retain_graph=True)[0].float()
+def _gradient(loss: Tensor, parameter: nn.Parameter, scale: float) -> Tensor:
+    """The gradient, computed of scale * loss."""
+    return torch.autograd.grad(scale * loss, parameter, retain_graph=True)[0].float() / scale

@@ -1,0 +1,87 @@
+# `make train-ldm` alone is a full run on a fresh machine: environment, data, VAE, UNet, pictures, judgement.
+#
+#   CONFIG=configs/medium.yaml   which experiment            (trainings: configs/demo.yaml)
+#   DATA=path/to/folder          a folder of images per user (default: the built-in data set)
+#   RECORDING='^(day\d+)_'       what in a file's name tells the recording (default: each file is its own)
+#   OUT=runs/mine                where results go            (default: runs/<name of the config>)
+#   ARGS="--num_epochs 10"       more flags for the command
+#   VENV=                        empty: use the Python that is there, with the torch that it has
+
+CONFIG ?= configs/demo.yaml
+NAME   := $(basename $(notdir $(CONFIG)))
+OUT    ?= runs/$(NAME)
+DATA   ?= data/simulated
+ARGS   ?=
+VENV   ?= .venv
+TORCH  ?= torch==2.13.0
+
+PYTHON  := $(if $(VENV),$(VENV)/bin/python,python3)
+READY   := $(if $(VENV),$(VENV)/.installed)
+TOOLS   := $(if $(VENV),$(VENV)/.installed-tests)
+VAE     := $(OUT)/vae/final_model/config.json
+MODEL   := $(OUT)/ldm/final_model
+IMAGES  := $(if $(filter data/simulated,$(DATA)),data/simulated)
+# In the built-in data set a file's name begins with its recording; of yours only you know.
+RECORDING ?= $(if $(IMAGES),^(rec\d+)_,null)
+COMMON  = --config $(CONFIG) --data_dir $(DATA) --set 'data.recording_pattern=$(RECORDING)'
+
+.PHONY: help setup data check memcheck train-vae train-ldm sample evaluate bench test lint clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@echo; sed -n '3,8s/^# //p' Makefile
+
+setup: $(READY)  ## make .venv with torch and this project's packages
+
+$(VENV)/.installed: pyproject.toml
+	python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet $(TORCH)
+	$(PYTHON) -m pip install --quiet --editable '.[safetensors]'
+	@touch $@
+
+$(VENV)/.installed-tests: $(VENV)/.installed
+	$(PYTHON) -m pip install --quiet --editable '.[test]'
+	@touch $@
+
+data: data/simulated  ## simulate the built-in data set: 31 people walking, seen by a radar
+
+data/simulated: | $(READY)
+	$(PYTHON) -m train.simulate --output_dir $@
+
+check: $(READY) $(IMAGES)  ## do VAE, UNet, data and device fit together? one line each
+	$(PYTHON) -m train.check $(COMMON) --vae_path $(dir $(VAE)) $(ARGS)
+
+memcheck: CONFIG = configs/medium.yaml
+memcheck: $(READY)  ## the memory of a training step, by component (configs/medium.yaml; no GPU needed)
+	$(PYTHON) -m train.memcheck --config $(CONFIG) $(ARGS)
+
+train-vae: $(READY) $(IMAGES)  ## train the VAE, or go on training it
+	$(PYTHON) -m train.vae $(COMMON) --output_dir $(OUT)/vae $(ARGS)
+
+$(VAE): | $(READY) $(IMAGES)
+	$(PYTHON) -m train.vae $(COMMON) --output_dir $(OUT)/vae
+
+train-ldm: $(VAE)  ## train the UNet (and first the VAE, if there is none), generate images, judge them
+	$(PYTHON) -m train.ldm $(COMMON) --vae_path $(dir $(VAE)) --output_dir $(OUT)/ldm $(ARGS)
+	$(PYTHON) -m train.sample --model $(MODEL)
+	$(PYTHON) -m train.evaluate --model $(MODEL)
+
+sample: $(READY)  ## generate images with the trained model (ARGS="--users ID1 ID5 --num_images 5 --seed 42")
+	$(PYTHON) -m train.sample --model $(MODEL) $(ARGS)
+
+evaluate: $(READY)  ## does a classifier of real images recognise the generated ones?
+	$(PYTHON) -m train.evaluate --model $(MODEL) $(ARGS)
+
+bench: $(TOOLS)  ## speed of the UNet against that of diffusers, interleaved
+	$(PYTHON) -m train.bench --config $(CONFIG) $(ARGS)
+
+test: $(TOOLS)  ## run the tests
+	$(PYTHON) -m pytest -q $(ARGS)
+
+lint: $(TOOLS)  ## run ruff
+	$(PYTHON) -m ruff check .
+
+clean:  ## remove the environment and caches (never data or runs)
+	rm -rf .venv *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,213 @@
+"""A checkpoint is whole and true, or it is named and the one before it is used."""
+
+import hashlib
+import os
+import pickle
+import random
+import shutil
+from contextlib import suppress
+
+import pytest
+import torch
+
+from train.checkpoint import list_checkpoints, load_latest, save_checkpoint
+from train.errors import UserError
+from train.files import load_tensors, write_json
+
+
+def save(folder, *steps, keep=10):
+    """Checkpoints that each hold a tensor of their own step."""
+    for step in steps:
+        save_checkpoint(folder, step, {"model": {"w": torch.full((100,), float(step))}}, keep)
+
+
+def latest(folder) -> int:
+    """The step of the newest good checkpoint, whose content must be that step's."""
+    step, state = load_latest(folder)
+    assert torch.equal(state["model"]["w"], torch.full((100,), float(step)))
+    return step
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def damage(folder, step, how):
+    path = folder / f"step_{step:08d}"
+    state = path / "state.pt"
+    if how == "no state":
+        state.unlink()
+    elif how == "no checksum":
+        (path / "checksum.json").unlink()
+    elif how == "corrupt checksum":
+        (path / "checksum.json").write_text("{")
+    elif how == "empty":
+        state.write_bytes(b"")
+    elif how == "truncated":
+        os.truncate(state, state.stat().st_size - 1)
+    elif how == "one bit":
+        content = bytearray(state.read_bytes())
+        content[len(content) // 2] ^= 1
+        state.write_bytes(content)
+
+
+def test_what_was_saved_is_loaded(tmp_path):
+    optimizer = {"state": {0: {"step": torch.tensor(3.0)}}, "lr": 1e-3}
+    state = {"model": {"w": torch.randn(3, 4)}, "optimizer": optimizer}
+    save_checkpoint(tmp_path, 7, state, keep=1)
+    step, loaded = load_latest(tmp_path)
+    assert step == 7
+    assert torch.equal(loaded["model"]["w"], state["model"]["w"])
+    assert loaded["optimizer"]["lr"] == 1e-3
+    assert torch.equal(loaded["optimizer"]["state"][0]["step"], torch.tensor(3.0))
+
+
+def test_a_run_without_checkpoints_starts_from_the_beginning(tmp_path):
+    assert load_latest(tmp_path) is None
+    assert load_latest(tmp_path / "not there") is None
+
+
+def test_the_newest_is_loaded_by_number_and_not_by_age(tmp_path):
+    save(tmp_path, 100, 90)
+    save(tmp_path, 1000)
+    assert latest(tmp_path) == 1000
+
+
+@pytest.mark.parametrize(
+    "how", ["no state", "no checksum", "corrupt checksum", "empty", "truncated", "one bit"]
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path, capsys, how):
+    save(tmp_path, 10, 20, 30)
+    damage(tmp_path, 30, how)
+    assert latest(tmp_path) == 20
+    assert "step_00000030" in capsys.readouterr().err
+
+
+def test_two_damaged_ones_are_passed_over(tmp_path):
+    save(tmp_path, 10, 20, 30)
+    damage(tmp_path, 30, "truncated")
+    damage(tmp_path, 20, "one bit")
+    assert latest(tmp_path) == 10
+
+
+def test_where_all_are_damaged_the_run_is_not_silently_started_over(tmp_path):
+    save(tmp_path, 10, 20)
+    damage(tmp_path, 10, "one bit")
+    damage(tmp_path, 20, "truncated")
+    with pytest.raises(UserError, match="no checkpoint in it is whole"):
+        load_latest(tmp_path)
+    assert names(tmp_path) == ["step_00000010", "step_00000020"]
+
+
+def test_the_temporary_folder_of_a_killed_process_is_ignored_and_then_cleared(tmp_path):
+    save(tmp_path, 10)
+    leftover = tmp_path / ".step_00000020.tmp"
+    leftover.mkdir()
+    (leftover / "state.pt").write_bytes(b"half a file")
+    assert latest(tmp_path) == 10
+    save(tmp_path, 15)
+    assert names(tmp_path) == ["step_00000010", "step_00000015"]
+
+
+@pytest.mark.parametrize("victim", ["save", "fsync", "write_json", "replace"])
+def test_a_save_that_dies_anywhere_leaves_the_checkpoint_before_it(tmp_path, monkeypatch, victim):
+    save(tmp_path, 10, 20)
+
+    def dies(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        where = {"save": "torch.save", "write_json": "train.checkpoint.write_json"}.get(victim, f"os.{victim}")
+        patch.setattr(where, dies)
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, 30)
+    assert latest(tmp_path) == 20
+    save(tmp_path, 30)
+    assert latest(tmp_path) == 30
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_the_newest_are_kept(tmp_path, keep):
+    save(tmp_path, 10, 20, 30, 40, keep=keep)
+    assert [int(path.name[5:]) for path in list_checkpoints(tmp_path)] == [10, 20, 30, 40][-keep:]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_damaged_newer_checkpoint_never_counts_as_one_that_is_kept(tmp_path, keep):
+    """The run went on from 20, since 30 was damaged; what it now saves must not give way to 30."""
+    save(tmp_path, 20, 30)
+    damage(tmp_path, 30, "truncated")
+    save(tmp_path, 25, keep=keep)
+    assert names(tmp_path) == ["step_00000020", "step_00000025"][-keep:]
+    assert latest(tmp_path) == 25
+
+
+def test_a_damaged_checkpoint_is_replaced_by_the_same_step_saved_again(tmp_path):
+    save(tmp_path, 10, 20)
+    damage(tmp_path, 20, "one bit")
+    assert latest(tmp_path) == 10
+    save(tmp_path, 20)
+    assert latest(tmp_path) == 20
+
+
+def test_what_is_not_a_checkpoint_is_neither_loaded_nor_removed(tmp_path):
+    save(tmp_path, 10)
+    others = ["step_00000010 copy", "step_x", "notes.txt"]
+    shutil.copytree(tmp_path / "step_00000010", tmp_path / others[0])
+    (tmp_path / others[1]).mkdir()
+    (tmp_path / others[2]).write_text("mine")
+    save(tmp_path, 20, keep=1)
+    assert names(tmp_path) == sorted([*others, "step_00000020"])
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_checkpoint_that_carries_code_is_refused_and_runs_nothing(tmp_path, legacy):
+    proof, folder = tmp_path / "ran", tmp_path / "checkpoints"
+    save(folder, 10, 20)
+    state = folder / "step_00000020" / "state.pt"
+    torch.save({"step": 20, "state": Bomb(proof)}, state, _use_new_zipfile_serialization=not legacy)
+    write_json(state.with_name("checksum.json"), {"state.pt": hashlib.sha256(state.read_bytes()).hexdigest()})
+    assert latest(folder) == 10
+    assert not proof.exists()
+    torch.load(state, weights_only=False)  # the file does carry code: this is what must not happen
+    assert proof.exists()
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_no_damage_to_a_file_of_tensors_ends_in_anything_but_a_sentence(tmp_path):
+    """Bytes changed at random and cut off, seeded: UserError, or tensors."""
+    chance = random.Random(0)
+    path = tmp_path / "x.bin"
+    for legacy in (False, True):
+        torch.save({"a": torch.randn(3), "n": [1, None]}, path, _use_new_zipfile_serialization=not legacy)
+        whole = path.read_bytes()
+        for _ in range(150):
+            content = bytearray(whole)
+            for _ in range(chance.choice([1, 2, 8])):
+                content[chance.randrange(len(content))] = chance.randrange(256)
+            path.write_bytes(content[: chance.choice([len(content), chance.randrange(len(content))])])
+            with suppress(UserError):
+                load_tensors(path)
+
+
+@pytest.mark.parametrize("value", [[torch.zeros(2)], torch.zeros(2), "text", None])
+def test_a_file_that_holds_no_dictionary_is_refused(tmp_path, value):
+    torch.save(value, tmp_path / "x.bin")
+    with pytest.raises(UserError, match=r"x\.bin: must hold a dictionary of tensors"):
+        load_tensors(tmp_path / "x.bin")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("content", [b"", b"hello", b'{"a": 1}', pickle.dumps({"a": 1})])
+def test_a_file_that_torch_has_not_written_is_refused_in_a_sentence(tmp_path, content):
+    (tmp_path / "x.bin").write_bytes(content)
+    with pytest.raises(UserError, match=r"^[^\n]*x\.bin: [^\n]+$"):
+        load_tensors(tmp_path / "x.bin")

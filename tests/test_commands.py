@@ -1,0 +1,217 @@
+"""The commands, from a folder of images to a judged folder of generated ones, on a very small experiment."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nets.unet import UNet2DConditionModel
+from nets.vae import AutoencoderKL
+from tests.oracle import diffusers
+from train import check, evaluate, ldm, loop, memcheck, pretrained, sample, vae
+from train.checkpoint import save_checkpoint
+from train.errors import UserError
+
+TINY = str(Path(__file__).with_name("tiny.yaml"))
+USERS = ("ID1", "ID2", "ID10")
+
+
+def make_images(folder: Path, per_user: int = 6) -> Path:
+    """Each user a colour of its own, each image another noise."""
+    chance = np.random.default_rng(0)
+    for number, user in enumerate(USERS):
+        (folder / user).mkdir(parents=True)
+        for i in range(per_user):
+            pixels = chance.integers(0, 60, (20, 20, 3))
+            pixels[:, :, number] += 150
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / user / f"{i}.png")
+    return folder
+
+
+def flags(folder: Path, out: str, *more: str) -> list[str]:
+    return ["--config", TINY, "--data_dir", str(folder / "data"), "--output_dir", str(folder / out), *more]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return pretrained.load(folder).state_dict()
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    for (name, x), y in zip(weights(a).items(), weights(b).values(), strict=True):
+        assert torch.equal(x, y), name
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """A folder with data/, a VAE run in v/ and an LDM run in l/."""
+    folder = tmp_path_factory.mktemp("runs")
+    make_images(folder / "data")
+    vae.main(flags(folder, "v"))
+    ldm.main(flags(folder, "l", "--vae-path", str(folder / "v/final_model"), "--sample_interval", "5"))
+    return folder
+
+
+def test_a_run_leaves_its_models_metrics_and_pictures(runs):
+    for name in ("config.yaml", "split.json", "metrics.jsonl", "curves.png", "reconstructions.png"):
+        assert (runs / "v" / name).is_file(), name
+    for name in ("samples/00000005.png", "samples/00000008.png", "metrics.jsonl", "curves.png"):
+        assert (runs / "l" / name).is_file(), name
+    lines = [json.loads(line) for line in (runs / "l/metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 8  # 15 training images, 4 in a step, 2 epochs
+    assert any("validation_loss" in line for line in lines)
+    assert json.loads((runs / "l/final_model/users.json").read_text())["users"] == list(USERS)
+
+
+def test_every_part_of_a_final_model_opens_in_diffusers(runs):
+    model = runs / "l/final_model"
+    unet = diffusers.UNet2DConditionModel.from_pretrained(model, subfolder="unet")
+    autoencoder = diffusers.AutoencoderKL.from_pretrained(model, subfolder="vae")
+    scheduler = diffusers.DPMSolverMultistepScheduler.from_pretrained(model, subfolder="scheduler")
+    assert scheduler.config.prediction_type == "v_prediction"
+    ours = pretrained.load(model / "unet", UNet2DConditionModel)
+    x, context = torch.randn(1, 4, 8, 8), torch.randn(1, 1, 12)
+    with torch.no_grad():
+        assert torch.allclose(ours(x, 3, context), unet(x, 3, context).sample, atol=1e-5)
+    statistics = json.loads((runs / "v/final_model/latent_statistics.json").read_text())
+    assert autoencoder.config.scaling_factor == statistics["scaling_factor"]
+    assert statistics["images"] == 15
+
+
+def test_vae_and_ldm_share_one_split(runs):
+    splits = [(runs / place / "split.json").read_text() for place in ("v", "v/final_model", "l", "l/final_model")]
+    assert len(set(splits)) == 1
+
+
+def test_check_says_yes_to_what_fits_and_no_to_what_does_not(runs, capsys):
+    path = ["--vae_path", str(runs / "v/final_model")]
+    assert check.main(flags(runs, "new", *path)) == 0
+    assert "FAIL" not in capsys.readouterr().out
+    assert check.main(flags(runs, "new", *path, "--set", "user_encoder.num_users=5")) == 1
+    assert "3 users, but user_encoder.num_users is 5" in capsys.readouterr().out
+    assert check.main(flags(runs, "new", "--vae_path", str(runs / "nowhere"))) == 1
+    assert "FAIL  VAE" in capsys.readouterr().out
+    assert not (runs / "new").exists()
+
+
+def test_cached_latents_and_the_vae_in_the_loop_train_the_same_unet(runs):
+    path = ["--vae_path", str(runs / "v/final_model")]
+    ldm.main(flags(runs, "uncached", *path, "--set", "latents.cache_latents=false"))
+    cached, uncached = weights(runs / "l/final_model/unet"), weights(runs / "uncached/final_model/unet")
+    for name, x in cached.items():  # encoded in batches of other sizes, whose sums round differently
+        torch.testing.assert_close(uncached[name], x, rtol=1e-3, atol=1e-4)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("stage", ["vae", "ldm"])
+def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(runs, tmp_path, monkeypatch, stage):
+    train = {"vae": vae.main, "ldm": ldm.main}[stage]
+    more = {
+        "vae": ["--set", "vae_loss.adversarial_weight=0.5", "--set", "vae_loss.adversarial_start=2",
+                "--resolution", "32"],
+        "ldm": ["--vae_path", str(runs / "v/final_model")],
+    }[stage]
+
+    def arguments(out: str) -> list[str]:
+        base = ["--config", TINY, "--data_dir", str(runs / "data"), "--output_dir", str(tmp_path / out)]
+        return [*base, "--save_interval", "3", *more]
+
+    def save_and_die(*args):
+        save_checkpoint(*args)
+        raise Killed
+
+    train(arguments("whole"))
+    monkeypatch.setattr(loop, "save_checkpoint", save_and_die)
+    with pytest.raises(Killed):
+        train(arguments("cut"))
+    monkeypatch.undo()
+    train(arguments("cut"))
+    part = "final_model" if stage == "vae" else "final_model/unet"
+    assert_same_weights(tmp_path / "whole" / part, tmp_path / "cut" / part)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "cut/metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+
+
+def test_another_config_does_not_go_on_with_a_run(runs):
+    before = (runs / "v/config.yaml").read_text()
+    with pytest.raises(UserError, match=r"vae\.channels was \(8, 16\), is \(16, 16\)"):
+        vae.main(flags(runs, "v", "--set", "vae.channels=[16, 16]"))
+    assert (runs / "v/config.yaml").read_text() == before
+
+
+def test_a_vae_of_other_channels_is_refused(runs):
+    with pytest.raises(UserError, match=r"the VAE has 4 channels where unet\.latent_channels is 8"):
+        ldm.main(flags(runs, "x", "--vae_path", str(runs / "v/final_model"),
+                       "--set", "unet.latent_channels=8", "--set", "vae.latent_channels=8"))  # fmt: skip
+
+
+def test_samples_are_written_by_user_and_judged(runs, tmp_path, capsys):
+    out = tmp_path / "made"
+    model = ["--model", str(runs / "l/final_model")]
+    common = [*model, "--steps", "3", "--num_images", "2", "--output_dir", str(out)]
+    sample.main([*common, "--users", "ID1", "ID10", "--seed", "4"])
+    first = (out / "ID1/generated_000.png").read_bytes()
+    assert sorted(str(p.relative_to(out)) for p in out.rglob("*.png")) == [
+        "ID1/generated_000.png", "ID1/generated_001.png", "ID10/generated_000.png", "ID10/generated_001.png", "grid.png"
+    ]  # fmt: skip
+    sample.main([*common, "--users", "ID2", "ID1", "--seed", "4"])  # the same origin: it adds
+    assert (out / "ID1/generated_000.png").read_bytes() == first
+    assert "4 images of 2 users" in (said := capsys.readouterr().out)
+    assert "2 were there already" in said
+    with pytest.raises(UserError, match="holds images of other seed"):
+        sample.main([*common, "--seed", "5"])
+    with pytest.raises(UserError, match="holds images of other sampling"):
+        sample.main([*common, "--seed", "4", "--sampler", "ddim"])
+    evaluate.main([*model, "--images", str(out)])
+    result = json.loads((out / "evaluation.json").read_text())
+    assert (result["generated_images"], result["real_images"]) == (6, 3)
+    assert "recognised" in capsys.readouterr().out
+
+
+def test_an_unknown_user_is_answered_with_the_nearest_names(runs, tmp_path):
+    with pytest.raises(UserError, match=r"--users ID11: not a user .*did you mean ID1.*ID1, ID2, ID10"):
+        sample.main(["--model", str(runs / "l/final_model"), "--users", "ID11", "--output_dir", str(tmp_path / "n")])
+    assert not (tmp_path / "n").exists()
+
+
+def test_a_name_that_leaves_the_folder_is_refused(runs, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "users.json").write_text('{"users": ["../../outside"]}')
+    with pytest.raises(UserError, match="not the name of a folder"):
+        sample.main(["--model", str(model), "--config", TINY])
+
+
+def test_memcheck_prints_the_true_parameter_counts(capsys):
+    memcheck.main(["--config", "configs/medium.yaml"])
+    text = capsys.readouterr().out
+    for count in ("42,928,871", "139,680,132", "4,548,352"):
+        assert count in text
+
+
+def test_bad_input_ends_with_one_sentence_and_status_2(tmp_path):
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-m", "train.ldm", "--config", TINY, "--data_dir", str(tmp_path / "none"), "--vae_path", "x"],
+        cwd=root, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: x: there is no VAE here")
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_vae_training_can_start_from_given_weights(runs):
+    vae.main(flags(runs, "tuned", "--vae_path", str(runs / "v/final_model"), "--learning_rate", "1e-9"))
+    before, after = weights(runs / "v/final_model"), weights(runs / "tuned/final_model")
+    for name, x in before.items():
+        torch.testing.assert_close(after[name], x, rtol=0, atol=1e-5)
+    assert isinstance(pretrained.load(runs / "tuned/final_model"), AutoencoderKL)

@@ -1,0 +1,222 @@
+"""One experiment: its sections fit together, and the command line changes just what it says."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from nets.condition import UserConditionEncoder, UserEncoderConfig
+from nets.unet import UNet2DConditionModel
+from nets.vae import AutoencoderKL
+from tests.tiny import PATH, tiny
+from train import cli, strict_yaml
+from train.cli import flag_keys, make_parser, read_config
+from train.config import Config
+from train.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+STAGES = ("vae", "ldm")
+
+# Flag, value as typed, value as read; "T" is the stage's own training section.
+FLAGS = [
+    ("data_dir", "some/where", "some/where", ["data.dir"]),
+    ("vae_path", "V/final_model", "V/final_model", ["latents.vae_path"]),
+    ("resolution", "64", 64, ["data.resolution"]),
+    ("batch_size", "3", 3, ["T.batch_size"]),
+    ("gradient_accumulation_steps", "5", 5, ["T.gradient_accumulation_steps"]),
+    ("num_epochs", "7", 7, ["T.num_epochs"]),
+    ("learning_rate", "3e-5", 3e-5, ["T.optimizer.learning_rate"]),
+    ("cross_attention_dim", "128", 128, ["unet.cross_attention_dim", "user_encoder.dim"]),
+    ("mixed_precision", "bf16", "bf16", ["T.mixed_precision"]),
+    ("sample_interval", "11", 11, ["T.sample_interval"]),
+    ("save_interval", "13", 13, ["T.save_interval"]),
+    ("output_dir", "O", "O", ["T.output_dir"]),
+]
+RECORDED = (
+    "--data_dir D --vae_path V/final_model --resolution 128 --batch_size 1 --gradient_accumulation_steps {} "
+    "--num_epochs 100 --learning_rate 1e-4 --cross_attention_dim {} --sample_interval {} --output_dir O"
+)
+
+
+@pytest.fixture(autouse=True)
+def _at_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)  # the default config is found from there
+
+
+def command(stage: str, *arguments: str) -> Config:
+    return read_config(make_parser(stage, "", stage).parse_args(arguments), stage)
+
+
+def flat(config: Config) -> dict:
+    found = {}
+
+    def walk(prefix, value):
+        for key, inner in value.items():
+            name = f"{prefix}{key}"
+            walk(f"{name}.", inner) if isinstance(inner, dict) else found.update({name: inner})
+
+    walk("", asdict(config))
+    return found
+
+
+def count(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+# ---- files
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_config_loads_and_its_dump_is_the_same_config(path, tmp_path):
+    config = strict_yaml.load(Config, path)
+    (tmp_path / "again.yaml").write_text(strict_yaml.dump(config), encoding="utf-8")
+    assert strict_yaml.load(Config, tmp_path / "again.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("medium", 139_680_132), ("tight", 137_124_228), ("light", 50_165_060), ("sd", 859_520_964)],
+)
+def test_the_presets_have_the_parameters_of_the_design(name, parameters):
+    config = strict_yaml.load(Config, ROOT / "configs" / f"{name}.yaml")
+    with torch.device("meta"):
+        assert count(UNet2DConditionModel(config.unet)) == parameters
+        if name != "sd":
+            assert count(AutoencoderKL(config.vae)) == 42_928_871
+        users = UserConditionEncoder(UserEncoderConfig(config.user_encoder.dim, num_users=31))
+    assert count(users) == 32 * config.unet.cross_attention_dim
+
+
+# ---- sections that do not fit
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["unet.cross_attention_dim=48"], "unet.cross_attention_dim is 48 but user_encoder.dim is 12"),
+        (["user_encoder.dim=96"], "unet.cross_attention_dim is 12 but user_encoder.dim is 96"),
+        (["vae.latent_channels=8"], "unet.latent_channels is 4 but vae.latent_channels is 8"),
+        (["data.channels=1"], "vae.image_channels is 3 but data.channels is 1"),
+        (["data.resolution=17"], "data.resolution 17 cannot be halved 1 times"),
+        (["sampling.steps=1001"], "sampling.steps is 1001, more than the 1000"),
+        (["schedule.num_train_timesteps=3"], "sampling.steps is 4, more than the 3"),
+        (["data.horizontal_flip=true"], "flipped images have no cached latents"),
+        (["data.vertical_flip=true"], "flipped images have no cached latents"),
+        (["seed=-1"], "seed must be 0 or more, not -1"),
+        (["unet.num_heads=5"], "channels 8 cannot be divided among 5 num_heads"),
+        (["unet.norm_groups=7"], "channels 8 cannot be divided into 7 norm_groups"),
+        (["vae.norm_groups=5"], "channels 8 cannot be divided into 5 norm_groups"),
+        (["vae_loss.perceptual_weight=1"], "perceptual_weight needs perceptual_weights"),
+        (["vae_loss.kl_weight=-1"], "must not be negative"),
+        (["ldm_training.batch_size=0"], "batch_size must be at least 1, not 0"),
+        (["ldm_training.ema_decay=1"], r"ema_decay must be in \[0, 1\), not 1"),
+        (["ldm_training.optimizer.learning_rate=0"], "learning_rate and max_grad_norm must be positive"),
+        (["schedule.zero_terminal_snr=true", "schedule.prediction=noise"], "0/0 at the last timestep"),
+        (["sampling.guidance=-1"], "guidance is -1"),
+        (["user_encoder.dropout=1"], r"dropout must be in \[0, 1\), not 1"),
+    ],
+)
+def test_sections_that_do_not_fit_are_refused_in_a_sentence_with_the_numbers(settings, words):
+    with pytest.raises(UserError, match=words) as caught:
+        tiny(*settings)
+    assert "\n" not in str(caught.value)
+    assert str(PATH) in str(caught.value)
+
+
+def test_flips_go_with_latents_that_are_not_cached():
+    assert tiny("data.horizontal_flip=true", "latents.cache_latents=false").data.horizontal_flip
+
+
+# ---- the command line
+
+
+def test_every_flag_of_the_design_is_there_for_both_stages():
+    for stage in STAGES:
+        assert list(flag_keys(stage)) == [flag for flag, *_ in FLAGS]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("dashes", [False, True], ids=["_", "-"])
+@pytest.mark.parametrize(("flag", "text", "value", "keys"), FLAGS, ids=[flag for flag, *_ in FLAGS])
+def test_a_flag_changes_its_keys_and_no_other(stage, dashes, flag, text, value, keys):
+    option = "--" + (flag.replace("_", "-") if dashes else flag)
+    before, after = flat(command(stage)), flat(command(stage, option, text))
+    changed = {key: after[key] for key in after if after[key] != before[key]}
+    assert changed == {key.replace("T.", f"{stage}_training."): value for key in keys}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_set_wins_over_a_flag_and_the_last_set_over_the_first(stage):
+    key = f"{stage}_training.batch_size"
+    for order in (["--batch_size", "2", "--set", f"{key}=3"], ["--set", f"{key}=3", "--batch_size", "2"]):
+        assert flat(command(stage, *order))[key] == 3
+    assert flat(command(stage, "--set", f"{key}=3", "--set", f"{key}=4"))[key] == 4
+
+
+def test_a_flag_wins_over_the_config_file():
+    assert command("ldm", "--config", str(PATH), "--batch_size", "5").ldm_training.batch_size == 5
+
+
+@pytest.mark.parametrize(
+    ("accumulation", "width", "interval", "parameters"),
+    [(4, 512, 1000, 139_680_132), (8, 256, 2000, 137_124_228)],
+)
+def test_the_recorded_command_lines_mean_what_they_meant(accumulation, width, interval, parameters):
+    config = command("ldm", *RECORDED.format(accumulation, width, interval).split())
+    training = config.ldm_training
+    assert (config.data.dir, config.latents.vae_path, config.data.resolution) == ("D", "V/final_model", 128)
+    assert (training.batch_size, training.gradient_accumulation_steps) == (1, accumulation)
+    assert training.window == accumulation
+    assert (training.num_epochs, training.optimizer.learning_rate) == (100, 1e-4)
+    assert (training.sample_interval, training.output_dir) == (interval, "O")
+    assert (config.unet.cross_attention_dim, config.user_encoder.dim) == (width, width)
+    with torch.device("meta"):
+        assert count(UNet2DConditionModel(config.unet)) == parameters
+
+
+@pytest.mark.parametrize("arguments", [["--batchsize", "2"], ["--batch", "2"], ["stray"], ["--batch_size"]])
+def test_an_unknown_or_shortened_flag_fails_with_status_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        command("ldm", *arguments)
+    assert caught.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--batch_size", "two"], r"--batch_size two.*must be a whole number"),
+        (["--mixed_precision", "fp61"], r"--mixed_precision fp61.*did you mean fp16"),
+        (["--set", "ldm_training.batch_sise=2"], r"batch_sise.*did you mean batch_size"),
+        (["--set", "batch_size"], "must be SECTION.KEY=VALUE"),
+        (["--set", "=3"], "must be SECTION.KEY=VALUE"),
+        (["--config", "configs/mediun.yaml"], r"does not exist.*did you mean medium.yaml"),
+    ],
+)
+def test_a_wrong_value_is_refused_in_a_sentence_that_names_the_flag(arguments, words):
+    with pytest.raises(UserError, match=words):
+        command("ldm", *arguments)
+
+
+def test_a_command_ends_with_a_sentence_and_status_2_and_shows_a_traceback_only_when_asked(
+    capsys, monkeypatch
+):
+    def fails(_):
+        raise UserError("the file is not there")
+
+    with pytest.raises(SystemExit) as caught:
+        cli.run(fails)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: the file is not there\n"
+    monkeypatch.setattr("sys.argv", ["x", "--debug"])
+    with pytest.raises(UserError):
+        cli.run(fails)
+
+
+@pytest.mark.parametrize(("returned", "status"), [(None, None), (0, 0), (1, 1)])
+def test_a_command_that_ends_well_gives_its_own_status(returned, status):
+    with pytest.raises(SystemExit) as caught:
+        cli.run(lambda _: returned)
+    assert caught.value.code == status

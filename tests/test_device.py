@@ -1,0 +1,88 @@
+"""A card is used where this build of torch has kernels for it, and refused with what to install where not."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from train.device import autocast, grad_scaler, peak_memory, pick_device, refuse_emulated_precision
+from train.errors import UserError
+
+STATUS = Path("/proc/self/status")
+CU126 = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]
+CU128 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """Pretend that a card of this compute capability is there."""
+
+    def pretend(capability, archs):
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        monkeypatch.setattr("torch.cuda.get_device_capability", lambda *_: capability)
+        monkeypatch.setattr("torch.cuda.get_device_name", lambda *_: "Card")
+        monkeypatch.setattr("torch.cuda.get_arch_list", lambda: archs)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("capability", "archs"),
+    [
+        ((6, 0), CU126),
+        ((7, 5), CU128),
+        ((8, 9), CU128),  # runs the binary of 8.6
+        ((9, 0), ["sm_90a"]),
+        ((12, 1), CU128),
+        ((13, 0), CU128),  # compiles compute_120
+    ],
+)
+def test_a_card_with_kernels_is_picked(card, capability, archs):
+    card(capability, archs)
+    assert pick_device().type == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("capability", "archs"),
+    [((6, 0), CU128), ((7, 0), CU128), ((6, 0), ["sm_61"]), ((9, 0), ["sm_80", "sm_86"]), ((6, 0), [])],
+)
+def test_a_card_without_kernels_is_refused_before_the_first_one_runs(card, capability, archs):
+    card(capability, archs)
+    with pytest.raises(UserError, match=rf"sm_{capability[0]}{capability[1]}.*no kernels.*cu126"):
+        pick_device()
+
+
+def test_without_a_card_the_cpu_is_picked(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert pick_device().type == "cpu"
+
+
+@pytest.mark.parametrize(("capability", "refused"), [((6, 0), True), ((7, 5), True), ((8, 0), False)])
+def test_bf16_is_refused_where_a_card_only_emulates_it(card, capability, refused):
+    card(capability, CU126)
+    cuda = torch.device("cuda")
+    for precision in ("no", "fp16"):
+        refuse_emulated_precision(cuda, precision)
+    if refused:
+        with pytest.raises(UserError, match="only emulates it"):
+            refuse_emulated_precision(cuda, "bf16")
+    else:
+        refuse_emulated_precision(cuda, "bf16")
+    refuse_emulated_precision(torch.device("cpu"), "bf16")
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "scaled"),
+    [("no", torch.float32, False), ("bf16", torch.bfloat16, False), ("fp16", torch.float16, True)],
+)
+def test_a_precision_says_what_is_computed_in_and_whether_losses_are_scaled(precision, dtype, scaled):
+    cpu, layer = torch.device("cpu"), torch.nn.Linear(2, 2)
+    with autocast(cpu, precision):
+        assert layer(torch.zeros(1, 2)).dtype == dtype
+    assert grad_scaler(cpu, precision).is_enabled() == scaled
+
+
+@pytest.mark.skipif(not STATUS.is_file(), reason="only Linux tells it here")
+def test_the_cpus_peak_is_in_bytes():
+    (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+    assert peak_memory(torch.device("cpu")) == pytest.approx(1024 * int(line.split()[1]), rel=0.05)

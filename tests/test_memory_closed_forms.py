@@ -1,0 +1,79 @@
+"""What follows from shapes alone equals what the trace finds, to the byte, for every preset."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from train import strict_yaml
+from train.config import Config
+from train.memory.account import Account
+from train.memory.components import components, without_effect
+from train.memory.stages import Setting, trace
+
+MEDIUM = Path(__file__).parents[1] / "configs/medium.yaml"
+PRESETS = {
+    "medium": (),
+    "tight": ("unet.cross_attention_dim=256", "user_encoder.dim=256"),
+    "light": ("unet.channels=[64, 128, 256, 384]", "unet.cross_attention_dim=256", "user_encoder.dim=256"),
+    "sd": (
+        "unet.channels=[320, 640, 1280, 1280]", "unet.cross_attention_dim=768", "user_encoder.dim=768",
+        "unet.linear_projection=false",
+    ),
+    "tokens": ("user_encoder.tokens_per_user=4",),
+    "fp32": ("ldm_training.mixed_precision=no", "vae_training.mixed_precision=no"),
+    "adversarial": ("vae_loss.adversarial_weight=0.5",),
+}  # fmt: skip
+
+
+def config_of(preset: str) -> Config:
+    overrides = [(f"--set {o}", *o.split("=", 1)) for o in PRESETS[preset]]
+    return strict_yaml.load(Config, MEDIUM, overrides)
+
+
+def owned(account: Account, category: str, component: str, clock: int) -> int:
+    chosen = [c == category and k == component for c, k in zip(account.category, account.component, strict=True)]
+    return int(account.live(of=np.array(chosen))[clock])
+
+
+@pytest.mark.parametrize("stage", ["ldm", "vae", "sample"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_closed_forms_equal_the_trace_to_the_byte(preset, stage):
+    config = config_of(preset)
+    account = Account(trace(Setting(config, stage, validates=False)))
+    last = account.end - 1
+    parts = components(config, stage, users=31)
+    for part in parts:
+        name = part.name
+        assert owned(account, "weights", name, last) == part.weights
+        assert owned(account, "gradients", name, last) == part.gradients
+        assert owned(account, "optimizer state", name, last) == part.optimizer_state
+    assert owned(account, "weights", "EMA", last) == sum(part.ema for part in parts)
+
+
+@pytest.mark.parametrize(("stage", "trained"), [("ldm", "UNet"), ("vae", "VAE")])
+@pytest.mark.parametrize("preset", ["medium", "sd", "tokens", "fp32"])
+def test_half_copies_equal_the_closed_form_when_the_forward_pass_ends(preset, stage, trained):
+    """The largest sum of copies is reached inside the forward pass, when the last weight has been cast."""
+    config = config_of(preset)
+    account = Account(trace(Setting(config, stage, validates=False)))
+    part = next(part for part in components(config, stage, users=31) if part.name == trained)
+    assert account.of_category("half copies") == part.half_copies
+
+
+def test_one_token_leaves_parameters_of_medium_without_effect():
+    config = config_of("medium")
+    assert without_effect(config, components(config, "ldm", 31)) == 4_548_352
+
+
+def test_fused_and_divided_optimizers_keep_what_they_promise():
+    setting = Setting(config_of("light"), validates=False)
+    whole, fused, shared = (
+        Account(trace(s)) for s in (setting, replace(setting, optimizer="fused"), replace(setting, ranks=2))
+    )
+    state = whole.of_category("optimizer state")
+    tensors = sum(c == "optimizer state" for c in whole.category)
+    assert fused.of_category("optimizer state") == state + 4 * tensors // 2  # and a step count for each parameter
+    assert shared.of_category("optimizer state") == pytest.approx(state / 2, rel=0.2)
+    assert fused.peak("optimizer").bytes < whole.peak("optimizer").bytes

@@ -1,0 +1,155 @@
+"""A folder holds one experiment: the same one goes on, any other is refused and nothing is touched."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny import tiny, tiny_images
+from train import strict_yaml
+from train.config import Config
+from train.data import DataConfig
+from train.errors import UserError
+from train.run_folder import open_run, save_config, shared_split
+from train.split import Split, make_split, save_split
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refused(folder: Path, *args) -> str:
+    """The sentence with which `open_run` refuses a folder, whose files are then as before."""
+    before = contents(folder)
+    with pytest.raises(UserError) as caught:
+        open_run(folder, *args)
+    assert contents(folder) == before
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("stage", ["vae", "ldm"])
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_new_run_writes_its_resolved_config(tmp_path, stage, exists):
+    folder = tmp_path / "a" / "b"
+    if exists:
+        folder.mkdir(parents=True)
+    config = tiny("seed=7")
+    open_run(folder, config, stage)
+    assert strict_yaml.load(Config, folder / "config.yaml") == config
+
+
+@pytest.mark.parametrize("stage", ["vae", "ldm"])
+def test_the_same_run_goes_on(tmp_path, stage):
+    for _ in range(3):
+        open_run(tmp_path, tiny(), stage)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "ldm_training.num_epochs=99",
+        "ldm_training.sample_interval=3",
+        "ldm_training.save_interval=3",
+        "ldm_training.keep_checkpoints=5",
+        "ldm_training.output_dir=moved",
+        "data.dir=moved",
+        "latents.vae_path=moved/final_model",
+        "vae_training.batch_size=3",  # of the other stage
+        "vae_loss.kl_weight=1",
+        "sampling.steps=7",
+    ],
+)
+def test_what_may_change_while_a_run_goes_on_is_taken_over(tmp_path, setting):
+    open_run(tmp_path, tiny(), "ldm")
+    open_run(tmp_path, tiny(setting), "ldm")
+    assert strict_yaml.load(Config, tmp_path / "config.yaml") == tiny(setting)
+
+
+@pytest.mark.parametrize(
+    ("stage", "setting", "words"),
+    [
+        ("ldm", "seed=1", "seed was 0, is 1"),
+        ("ldm", "ldm_training.batch_size=2", "ldm_training.batch_size was 4, is 2"),
+        ("ldm", "unet.num_heads=4", "unet.num_heads was 2, is 4"),
+        ("ldm", "schedule.prediction=noise", "schedule.prediction was 'velocity', is 'noise'"),
+        ("ldm", "ldm_training.optimizer.learning_rate=1", "optimizer.learning_rate was 0.001, is 1.0"),
+        ("ldm", "ldm_loss.condition_dropout=0", "ldm_loss.condition_dropout was 0.1, is 0.0"),
+        ("ldm", "data.seed=3", "data.seed was 0, is 3"),
+        ("vae", "vae.channels=[8, 8]", "vae.channels was (8, 16), is (8, 8)"),
+        ("vae", "vae_loss.kl_weight=1", "vae_loss.kl_weight was 0.0001, is 1.0"),
+        ("vae", "vae_training.mixed_precision=bf16", "mixed_precision was 'no', is 'bf16'"),
+    ],
+)
+def test_a_config_that_would_change_the_results_is_refused_with_both_values(tmp_path, stage, setting, words):
+    open_run(tmp_path, tiny(), stage)
+    message = refused(tmp_path, tiny(setting), stage)
+    assert words in message
+    assert str(tmp_path) in message
+
+
+def test_many_differences_are_counted_and_not_all_listed(tmp_path):
+    open_run(tmp_path, tiny(), "ldm")
+    changed = tiny("seed=1", "data.seed=1", "unet.num_heads=4", "ldm_training.batch_size=1")
+    assert refused(tmp_path, changed, "ldm").count(" was ") == 3
+
+
+def test_a_folder_of_the_other_stage_is_refused(tmp_path):
+    """Their checkpoints and final models would be one another's."""
+    open_run(tmp_path, tiny(), "vae")
+    assert "train.vae" in refused(tmp_path, tiny(), "ldm")
+
+
+def test_a_folder_with_other_things_in_it_is_refused_and_untouched(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert "not the folder of a ldm run" in refused(tmp_path, tiny(), "ldm")
+
+
+def test_a_folder_with_someone_elses_config_is_refused_and_untouched(tmp_path):
+    (tmp_path / "config.yaml").write_text("model: theirs\n")
+    assert 'unknown key "model"' in refused(tmp_path, tiny(), "ldm")
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("mine")
+    with pytest.raises(UserError, match="not the folder of a vae run"):
+        open_run(path, tiny(), "vae")
+    assert path.read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_made_is_refused_in_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="cannot be written"):
+        open_run(tmp_path / "file" / "run", tiny(), "vae")
+
+
+def test_a_saved_config_alone_belongs_to_no_command(tmp_path):
+    save_config(tiny(), tmp_path)
+    assert strict_yaml.load(Config, tmp_path / "config.yaml") == tiny()
+    assert not (tmp_path / "config.yaml").read_text().startswith("#")
+
+
+# ---- the split that stages share
+
+
+def test_a_run_keeps_its_own_split_before_its_vaes_before_a_new_one(tmp_path):
+    data, config = tiny_images(), DataConfig()
+    rows = torch.arange(12)
+    own, of_vae = Split(rows[:10], rows[10:]), Split(rows[2:], rows[:2])
+    new = make_split(data, config)
+    run, vae = tmp_path / "run", tmp_path / "vae"
+
+    assert torch.equal(shared_split(data, config, run, vae).validation, new.validation)
+    save_split(vae / "split.json", of_vae, data, config)
+    assert torch.equal(shared_split(data, config, tmp_path / "other", vae).validation, of_vae.validation)
+    save_split(run / "split.json", own, data, config)
+    assert torch.equal(shared_split(data, config, run, vae).validation, own.validation)
+
+
+def test_the_split_in_use_is_saved_in_the_runs_folder(tmp_path):
+    data, config = tiny_images(), DataConfig()
+    first = shared_split(data, config, tmp_path / "run")
+    again = shared_split(data, config, tmp_path / "run")
+    assert (tmp_path / "run" / "split.json").is_file()
+    assert torch.equal(first.train, again.train)

@@ -1,0 +1,43 @@
+"""A small experiment, its models and its images, for tests of what is built from them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from nets.condition import UserConditionEncoder
+from nets.unet import UNet2DConditionModel
+from nets.vae import AutoencoderKL
+from train import strict_yaml
+from train.config import Config
+from train.data import UserImages
+from train.denoising import UserDenoiser
+
+PATH = Path(__file__).with_name("tiny.yaml")
+
+
+def tiny(*settings: str) -> Config:
+    """The config, with `section.key=value` changes."""
+    return strict_yaml.load(Config, PATH, [(f"--set {s}", *s.split("=", 1)) for s in settings])
+
+
+def tiny_vae(config: Config, scaling_factor: float | None = 0.8, seed: int = 0) -> AutoencoderKL:
+    torch.manual_seed(seed)
+    return AutoencoderKL(replace(config.vae, scaling_factor=scaling_factor)).eval()
+
+
+def tiny_denoiser(config: Config, num_users: int = 3, seed: int = 0) -> UserDenoiser:
+    torch.manual_seed(seed)
+    side = config.data.resolution // config.vae.downscale
+    unet = UNet2DConditionModel(replace(config.unet, sample_size=side))
+    return UserDenoiser(unet, UserConditionEncoder(replace(config.user_encoder, num_users=num_users)))
+
+
+def tiny_images(count: int = 12, side: int = 16, channels: int = 3, users: int = 3, seed: int = 0):
+    """`UserImages` of noise; image i is of user i modulo `users`."""
+    chance = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (count, channels, side, side), generator=chance, dtype=torch.uint8)
+    names = [f"ID{user}" for user in range(users)]
+    index = torch.arange(count) % users
+    paths = [f"{names[user]}/rec{i}_0.png" for i, user in enumerate(index.tolist())]
+    return UserImages(pixels, index, names, paths)

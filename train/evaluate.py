@@ -1,0 +1,86 @@
+"""Judge generated images: `python -m train.evaluate --model runs/demo/ldm/final_model`.
+
+A classifier learns to recognise users from the real training images; how often does it recognise the user in
+real images that it has not seen, and how often in generated ones?
+"""
+
+from pathlib import Path
+
+import torch
+
+from train import cli, pretrained
+from train.classifier import predict_users, train_classifier
+from train.data import load_images
+from train.data import read_image as read_pixels
+from train.device import pick_device
+from train.errors import UserError
+from train.files import write_json
+from train.pictures import image_grid, save_picture
+from train.run_folder import CONFIG
+from train.split import load_split
+
+GRID_USERS, GRID_IMAGES = 6, 5
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = cli.make_parser("evaluate", __doc__.splitlines()[0], "ldm")
+    parser.add_argument("--model", type=Path, required=True, help="final_model of an LDM run")
+    parser.add_argument("--images", type=Path, help="folder that train.sample wrote (default: generated/ beside it)")
+    args = parser.parse_args(argv)
+    config = cli.read_config(args, "ldm", default=args.model / CONFIG)
+    names = pretrained.load_users(args.model)
+    folder = args.images or args.model.parent / "generated"
+    files = [(user, path) for user, name in enumerate(names) for path in sorted((folder / name).glob("*.png"))]
+    if not files:
+        raise UserError(f"{folder}: holds no generated images; make some with python -m train.sample")
+
+    data = load_images(config.data)
+    if data.user_names != names:
+        raise UserError(f"{config.data.dir}: does not hold the users that {args.model} was trained on")
+    split = load_split(args.model / "split.json", data, config.data)
+    device = pick_device()
+    classifier = train_classifier(data, split.train, config.seed, device)
+    resolution, channels = config.data.resolution, config.data.channels
+    generated = torch.stack(
+        [torch.from_numpy(read_pixels(path, resolution, channels)).permute(2, 0, 1) for _, path in files]
+    )
+    asked_for = torch.tensor([user for user, _ in files])
+    on_real = predict_users(classifier, data.images[split.validation], device) == data.user_index[split.validation]
+    on_generated = predict_users(classifier, generated, device) == asked_for
+
+    result = {
+        "recognised_real": float(on_real.float().mean()),
+        "real_images": len(on_real),
+        "recognised_generated": float(on_generated.float().mean()),
+        "generated_images": len(on_generated),
+        "chance": 1 / len(names),
+        "users": {
+            name: float(on_generated[asked_for == user].float().mean())
+            for user, name in enumerate(names) if (asked_for == user).any()
+        },
+    }  # fmt: skip
+    write_json(folder / "evaluation.json", result)
+    save_picture(comparison(data, split.validation, generated, asked_for), folder / "generated_and_real.png")
+    weakest = min(result["users"], key=result["users"].get)
+    print(
+        f"recognised: {result['recognised_generated']:.1%} of {len(on_generated)} generated images, "
+        f"{result['recognised_real']:.1%} of {len(on_real)} real ones held out (chance {result['chance']:.1%}); "
+        f"least well {weakest}, {result['users'][weakest]:.0%}"
+    )
+    print(f"look at {folder}/generated_and_real.png; every figure is in {folder}/evaluation.json")
+
+
+def comparison(data, rows: torch.Tensor, generated: torch.Tensor, asked_for: torch.Tensor):
+    """For a few users, real images of the split `rows` on the left, generated ones on the right."""
+    users = asked_for.unique().tolist()
+    users = users[:: max(len(users) // GRID_USERS, 1)][:GRID_USERS]
+    lines = []
+    for user in users:
+        real = data.images[rows[data.user_index[rows] == user]][:GRID_IMAGES]
+        made = generated[asked_for == user][:GRID_IMAGES]
+        lines.append((data.user_names[user], [*real, *made]))
+    return image_grid(lines, ["real"] + [""] * (GRID_IMAGES - 1) + ["generated"])
+
+
+if __name__ == "__main__":
+    cli.run(main)

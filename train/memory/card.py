@@ -1,0 +1,154 @@
+"""What a CUDA card would do where the meta device does otherwise: autocast, attention, numbers read back.
+
+Autocast works above autograd: as an operator is called, it casts floating-point arguments by a list of names,
+and keeps the copies that it made of weights until the outermost `autocast` ends (a weight that two layers
+share, or two calls, is cast once). torch has these lists for CUDA tensors only, so they stand here again;
+a test compares them, and what they do to every model of this project, with torch's own.
+
+Attention is one operator with several kernels, which differ in what they keep for the backward pass:
+
+    math        the softmax, (B, h, N, L): quadratic in the grid
+    efficient   one number for each query (Rabe and Staats 2021): every card since Pascal; bf16 from Ampere on
+    flash       the same (Dao 2023): Ampere or later, half precision, heads of at most 256 components
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+Attention = Literal["math", "efficient", "flash"]
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# torch/include/ATen/autocast_mode.h: AT_FORALL_LOWER_PRECISION_FP, ..._FP32 with those that take a dtype
+# (..._FP32_SET_OPT_DTYPE and `norm`), ..._PROMOTE.
+LOWER = _names(
+    """_convolution conv1d conv2d conv3d conv_tbc conv_transpose1d conv_transpose2d conv_transpose3d convolution
+    prelu addmm addmv addr matmul einsum mm mv linalg_vecdot linear addbmm baddbmm bmm chain_matmul
+    linalg_multi_dot _thnn_fused_lstm_cell _thnn_fused_gru_cell lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell
+    _scaled_dot_product_flash_attention scaled_dot_product_attention"""
+)
+FLOAT32 = _names(
+    """acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan pow softplus layer_norm
+    native_layer_norm rms_norm group_norm frobenius_norm nuclear_norm cosine_similarity poisson_nll_loss
+    cosine_embedding_loss nll_loss nll_loss2d hinge_embedding_loss kl_div l1_loss smooth_l1_loss huber_loss
+    mse_loss margin_ranking_loss multilabel_margin_loss soft_margin_loss triplet_margin_loss multi_margin_loss
+    binary_cross_entropy_with_logits dist pdist cdist renorm logsumexp upsample_nearest1d
+    _upsample_nearest_exact1d upsample_nearest2d _upsample_nearest_exact2d upsample_nearest3d
+    _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d _upsample_bilinear2d_aa
+    upsample_trilinear3d upsample_bicubic2d _upsample_bicubic2d_aa"""
+)
+FLOAT32_RESULT = _names("prod softmax log_softmax cumprod cumsum linalg_vector_norm linalg_matrix_norm sum norm")
+PROMOTE = _names("addcdiv addcmul atan2 bilinear cross dot vdot grid_sampler index_put tensordot scatter_add")
+# Python functions and methods that lead to one of these.
+ALIASES = {
+    "interpolate": "upsample_nearest2d", "square": "pow", "__pow__": "pow", "__rpow__": "pow", "__matmul__": "matmul",
+}  # fmt: skip
+
+
+class Card(TorchFunctionMode):
+    """While entered, tensors on the meta device are treated as on a card."""
+
+    def __init__(self, attention: Attention = "efficient"):
+        super().__init__()
+        self.attention = attention
+        self.precision: torch.dtype | None = None
+        self.backward = False
+        """Whether the autograd engine is at work."""
+        self.half_copies: dict[int, Tensor] = {}
+        self.on_half_copy: Callable[[Tensor, Tensor], None] = lambda weight, copy: None
+        self._nesting = 0
+
+    @contextmanager
+    def autocast(self, precision: torch.dtype | None) -> Iterator[None]:
+        """torch.autocast("cuda", precision); None is enabled=False."""
+        outer, self.precision = self.precision, precision
+        self._nesting += 1
+        try:
+            yield
+        finally:
+            self.precision = outer
+            self._nesting -= 1
+            if not self._nesting:
+                self.half_copies.clear()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name in ("item", "__float__") and args[0].is_meta:
+            return 0.0
+        if name == "cpu" and args[0].is_meta:
+            return torch.empty_like(args[0], device="cpu")
+        if name == "_amp_foreach_non_finite_check_and_unscale_" and args[0][0].is_meta:
+            return None
+        if name == "_amp_update_scale_" and args[0].is_meta:
+            return args[0]
+        if name in ("backward", "grad"):
+            self.backward = True
+            try:
+                return func(*args, **kwargs)
+            finally:
+                self.backward = False
+        if self.precision is not None:
+            func, args, kwargs = self._cast(ALIASES.get(name, name), func, args, kwargs)
+        if name == "scaled_dot_product_attention":
+            return self._attend(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _cast(self, name: str, func, args: tuple, kwargs: dict) -> tuple:
+        if name in LOWER:
+            to = self.precision
+        elif name in FLOAT32:
+            to = torch.float32
+        elif name in FLOAT32_RESULT:
+            if _castable(args[0]) and args[0].dtype != torch.float32 and kwargs.get("dtype") is None:
+                kwargs = {**kwargs, "dtype": torch.float32}
+            return func, args, kwargs
+        elif name in PROMOTE:
+            dtypes = {t.dtype for t in (*args, *kwargs.values()) if _castable(t)}
+            to = torch.float32 if torch.float32 in dtypes else self.precision
+        else:
+            return func, args, kwargs
+        kwargs = {k: self._to(v, to) for k, v in reversed(kwargs.items())}
+        return func, tuple(self._to(a, to) for a in reversed(args))[::-1], kwargs  # torch casts the last first
+
+    def _to(self, value, dtype: torch.dtype):
+        if isinstance(value, list | tuple):
+            return [self._to(v, dtype) for v in value]
+        if not _castable(value) or value.dtype == dtype:
+            return value
+        kept = (
+            dtype == self.precision and value.dtype == torch.float32 and value.requires_grad
+            and value.is_leaf and not value._is_view()
+        )  # fmt: skip
+        if not kept:
+            return value.to(dtype)
+        if id(value) not in self.half_copies:
+            with torch.enable_grad():
+                copy = value.to(dtype)
+            self.half_copies[id(value)] = copy
+            self.on_half_copy(value, copy)
+        return self.half_copies[id(value)]
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """softmax(q k^T / sqrt(d)) v for q (B, h, N, d), k and v (B, h, L, d), by the kernel that the card has."""
+        attention, ops = self.attention, torch.ops.aten
+        if attention == "flash" and (q.dtype == torch.float32 or q.shape[-1] > 256):
+            attention = "efficient"
+        if attention == "flash":
+            return ops._scaled_dot_product_flash_attention(q, k, v)[0]
+        if attention == "efficient":
+            keep = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+            return ops._scaled_dot_product_efficient_attention(q, k, v, None, keep)[0]
+        return ops._scaled_dot_product_attention_math(q, k, v)[0]
+
+
+def _castable(value) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64

@@ -1,0 +1,53 @@
+"""What takes memory and is no tensor of this program: each with its size and where that number is from.
+
+None of it is in the account's table, and none of it can be traced without a GPU.
+"""
+
+from dataclasses import dataclass
+
+from train.memory.account import Account
+from train.memory.allocator import replay, rounded
+from train.memory.cards import CardType
+
+MiB = 2**20
+
+
+@dataclass(frozen=True)
+class Outside:
+    name: str
+    bytes: int
+    source: str
+
+
+def context(card: CardType | None) -> Outside:
+    """Beside torch's allocator: taken off the card before it begins."""
+    return Outside(
+        "CUDA context", 500 * MiB,
+        "predicted: 0.3 to 0.5 GB in public reports, the upper end here; not in torch's counters",
+    )  # fmt: skip
+
+
+def cublas(card: CardType | None) -> Outside:
+    """In torch's allocator, from the first matrix product on."""
+    hopper = card is not None and card.capability >= (9, 0)
+    size = 32 * MiB if hopper else 2 * 4096 * 1024 + 8 * 16 * 1024
+    return Outside(
+        "cuBLAS workspace", size,
+        "predicted: torch's default for a handle and stream, :4096:2:16:8, on Hopper 32 MiB (CUDABlas.cpp)",
+    )  # fmt: skip
+
+
+def lines(account: Account, card: CardType | None) -> list[Outside]:
+    """All that comes on top of the bytes that tensors ask for, at the peak."""
+    requested = int(account.live().max())
+    units = int(account.live(rounded(account.bytes)).max())
+    given = replay(account)
+    return [
+        Outside("rounding to 512 bytes", units - requested, "predicted: exact, from the trace"),
+        Outside("blocks not split", given.peak_allocated - units, "predicted: the allocator's rules, replayed"),
+        Outside("reserved, free", given.peak_reserved - given.peak_allocated,
+                "predicted: the same; fragmentation and segments kept for later"),
+        cublas(card),
+        Outside("cuDNN workspace", 0, "not known: it takes what is free and does with less; not counted"),
+        context(card),
+    ]  # fmt: skip

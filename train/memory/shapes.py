@@ -1,0 +1,133 @@
+"""Operators on the meta device, each computed once for each combination of argument shapes.
+
+Many of torch's meta operators are Python programs of 100 to 500 microseconds, and a training step calls the
+same ones on the same shapes again and again. Here the second call only makes empty tensors.
+"""
+
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType, SimpleNamespace
+
+import torch
+from torch import Tensor
+
+
+class ShapeCache:
+    """What an operator returned for such arguments: (size, stride, dtype) of each tensor."""
+
+    def __init__(self):
+        self._results: dict[tuple, tuple | None] = {}
+        self._kinds: dict[object, str] = {}
+
+    def call(self, func, args: tuple, kwargs: dict):
+        """func(*args, **kwargs), of which no number is ever read."""
+        kind = self._kinds.get(func) or self._kinds.setdefault(func, _kind(func))
+        if kind == "in place" and _on_meta(args[0]):
+            return args[0] if func._schema.returns else None
+        if kind != "fresh":
+            return func(*args, **kwargs)
+        key = (func, _key(args), _key(tuple(kwargs.items())))
+        if key in self._results:
+            made = self._results[key]
+            return func(*args, **kwargs) if made is None else _make(made)
+        result = func(*args, **kwargs)
+        self._results[key] = _recipe(result, _storages(args))
+        return result
+
+
+COMPILER = "torch._dynamo"
+
+
+class _NoCompiler(ModuleType):
+    """Answers what eager code asks of the compiler; for anything else, the real one is imported."""
+
+    config = SimpleNamespace(error_on_nested_fx_trace=False)
+
+    def disable(self, function, recursive: bool = True, wrapping: bool = True):
+        return function
+
+    def graph_break(self, *message) -> None:
+        pass
+
+    def __getattr__(self, name: str):
+        del sys.modules[COMPILER]
+        return getattr(importlib.import_module(COMPILER), name)
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Spare the two seconds in which torch imports its compiler, only to tell it what not to compile.
+
+    Optimizers, checkpointing and some meta operators do so when they are first called.
+    """
+    if COMPILER in sys.modules:
+        yield
+        return
+    stand_in = sys.modules[COMPILER] = torch._dynamo = _NoCompiler(COMPILER)
+    try:
+        yield
+    finally:
+        if sys.modules.get(COMPILER) is stand_in:
+            del sys.modules[COMPILER], torch._dynamo
+
+
+class Uncached:
+    """The same for real tensors, whose numbers matter."""
+
+    def call(self, func, args: tuple, kwargs: dict):
+        return func(*args, **kwargs)
+
+
+SHAPES = ShapeCache()
+
+
+def _kind(func) -> str:
+    if func.namespace != "aten":
+        return "other"
+    schema = func._schema
+    if schema.is_mutable:
+        first = schema.arguments[0].alias_info
+        alone = sum(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments) == 1
+        return "in place" if alone and first is not None and first.is_write else "other"
+    return "other" if any(r.alias_info is not None for r in schema.returns) else "fresh"
+
+
+def _on_meta(value) -> bool:
+    return value.is_meta if isinstance(value, Tensor) else all(t.is_meta for t in value)
+
+
+def _key(value):
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.device
+    if isinstance(value, list | tuple):
+        return tuple(map(_key, value))
+    return type(value), value
+
+
+def _storages(value) -> set[int]:
+    if isinstance(value, Tensor):
+        return {value.untyped_storage()._cdata}
+    return set().union(*map(_storages, value)) if isinstance(value, list | tuple) else set()
+
+
+def _recipe(result, arguments: set[int]) -> tuple | None:
+    """How to make such a result; None where it is not made of new, dense tensors on the meta device."""
+    if isinstance(result, Tensor):
+        storage = result.untyped_storage()
+        dense = storage.nbytes() == result.numel() * result.element_size()
+        new = result.is_meta and storage._cdata not in arguments
+        return ("tensor", result.shape, result.stride(), result.dtype) if new and dense else None
+    if isinstance(result, list | tuple):
+        made = [_recipe(item, arguments) for item in result]
+        return None if None in made else (type(result), *made)
+    return ("constant", result)
+
+
+def _make(recipe: tuple):
+    kind, *rest = recipe
+    if kind == "tensor":
+        size, stride, dtype = rest
+        return torch.empty_strided(size, stride, dtype=dtype, device="meta")
+    return rest[0] if kind == "constant" else kind(map(_make, rest))
