@@ -48,10 +48,13 @@ class VAEConfig:
 
 
 class DiagonalGaussian:
-    """The encoder's answer: a normal distribution with independent components, `mean` and `logvar` (B, Z, h, w)."""
+    """The encoder's answer: a normal distribution with independent components, `mean` and `logvar` (B, Z, h, w).
+
+    In float32, also under autocast.
+    """
 
     def __init__(self, moments: Tensor):
-        self.mean, logvar = moments.chunk(2, dim=1)
+        self.mean, logvar = moments.float().chunk(2, dim=1)  # exp() and the sum over latents overflow in fp16
         self.logvar = logvar.clamp(-30.0, 20.0)  # so that exp() below stays finite and above zero
 
     @property

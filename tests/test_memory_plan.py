@@ -22,7 +22,7 @@ SMALL_CARD = CardType("imaginary", 4.0, (7, 5))
 @pytest.mark.parametrize("stage", ["ldm", "vae", "sample"])
 def test_every_storage_is_linear_in_the_batch(stage, checkpointing):
     config = config_of("light")
-    setting = Setting(config, stage).with_training(gradient_checkpointing=checkpointing == "true")
+    setting = Setting(config, stage, validates=False).with_training(gradient_checkpointing=checkpointing == "true")
     growth = Growth(setting)
     for batch in (5, 16):
         assert np.array_equal(growth.sizes(batch), account_of(setting.with_training(batch_size=batch)).bytes)
@@ -95,7 +95,7 @@ def test_the_command_gives_an_account_to_programs(capsys, tmp_path: Path):
 
 
 def test_the_command_prints_tables_and_draws_pictures(capsys, tmp_path: Path):
-    memcheck.main(["--config", "configs/demo.yaml", "--gpu", "P100", "--csv", str(tmp_path / "modules.csv"),
+    memcheck.main(["--config", "configs/demo.yaml", "--gpu", "P100", "--advice", "--csv", str(tmp_path / "modules.csv"),
                    "--pictures", str(tmp_path)])  # fmt: skip
     printed = capsys.readouterr().out
     assert "predicted" in printed

@@ -3,11 +3,13 @@
 torch.profiler writes down every allocation; it knows nothing of the trace.
 """
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch._C._profiler import _EventType
 
 from train import strict_yaml
 from train.config import Config
@@ -16,6 +18,14 @@ from train.memory.stages import Setting, trace
 from train.memory.trace import Trace
 
 FORWARD_END = "end of forward"  # a mark in the profiler's record
+CONVOLUTIONS = {"aten::convolution", "aten::_convolution", "aten::mkldnn_convolution", "aten::convolution_backward"}
+WITHIN_CONVOLUTIONS = {
+    f"aten::{name}" for name in (
+        "empty", "empty_like", "empty_strided", "zeros", "zero_", "fill_", "as_strided", "as_strided_", "resize_",
+        "contiguous", "clone", "copy_", "to", "_to_copy", "view", "reshape", "transpose", "squeeze", "unsqueeze",
+        "t", "sum",
+    )
+}  # fmt: skip
 RNG_STATE = torch.get_rng_state().nbytes
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -29,7 +39,8 @@ def narrow(*overrides: str) -> Config:
     """The `medium` shapes of things with an eighth to a quarter of its widths, and half its resolution."""
     return config_of(
         "medium", "data.resolution=64", "vae.channels=[32, 64, 64]", "vae.norm_groups=8",
-        "unet.channels=[32, 64, 128, 128]", "unet.norm_groups=8", "unet.num_heads=4", "unet.cross_attention_dim=64",
+        "unet.channels=[32, 64, 128, 128]", "unet.layers_per_block=1", "unet.norm_groups=8", "unet.num_heads=4",
+        "unet.cross_attention_dim=64",
         "user_encoder.dim=64", "ldm_training.mixed_precision=no", "vae_training.mixed_precision=no",
         "ldm_training.batch_size=8", "vae_training.batch_size=2", "vae_training.gradient_accumulation_steps=1",
         *overrides,
@@ -43,27 +54,52 @@ def allocator(setting: Setting) -> tuple[int, list[int]]:
     as cuDNN has one on a card, and no trace can see it. So is the state of the random generator that each
     checkpoint keeps: it stays on the CPU.
     """
+    gc.collect()  # or the end of what an earlier run has left would count here
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         trace(replace(setting, device="cpu"))
-    live = peak = end = 0
-    inside: list[int] = []  # what the convolution that runs until `end` has taken, and not given back
+    events = sorted(flattened(profile.profiler.kineto_results.experimental_event_tree()), key=lambda e: e.start_time_ns)
+    scratch = scratch_of_convolutions(events)
+    live = peak = 0
     forward_ends = []
-    for event in sorted(profile.profiler.kineto_results.events(), key=lambda e: (e.start_ns(), -e.end_ns())):
-        if event.start_ns() > end:
-            live, inside = live + sum(inside), []
-            peak = max(peak, live)
-        if event.name() == FORWARD_END:
+    for position, event in enumerate(events):
+        if is_allocation(event):
+            size = event.typed[1].alloc_size
+            if position not in scratch and abs(size) != RNG_STATE:
+                live += size
+                peak = max(peak, live)
+        elif event.name == FORWARD_END:
             forward_ends.append(live)
-        elif event.name() == "[memory]" and abs(event.nbytes()) != RNG_STATE:
-            if event.start_ns() > end:
-                live += event.nbytes()
-            elif -event.nbytes() in inside:
-                inside.remove(-event.nbytes())
-            else:
-                inside.append(event.nbytes())
-        elif "convolution" in event.name() and event.start_ns() > end:
-            end = event.end_ns()
-    return max(peak, live), forward_ends
+    return peak, forward_ends
+
+
+def flattened(events) -> list:
+    return [each for event in events for each in (event, *flattened(event.children))]
+
+
+def is_allocation(event) -> bool:
+    """Or the end of one: then its size is negative."""
+    return event.tag == _EventType.Allocation
+
+
+def scratch_of_convolutions(events: list) -> set[int]:
+    """Positions of the events that give what is given back before any but a convolution's own operators begin.
+
+    (When an operator ended is not always in the record.)
+    """
+    scratch: set[int] = set()
+    taken: dict[int, int] | None = None  # address to position, since a convolution has begun
+    for position, event in enumerate(events):
+        if is_allocation(event):
+            address = event.typed[1].ptr
+            if taken is not None and event.typed[1].alloc_size > 0:
+                taken[address] = position
+            elif taken and address in taken:
+                scratch |= {position, taken.pop(address)}
+        elif event.name in CONVOLUTIONS:
+            taken = taken or {}
+        elif event.name not in WITHIN_CONVOLUTIONS:
+            taken = None
+    return scratch
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +114,9 @@ def _mark_the_end_of_forward_for_the_profiler(monkeypatch):
 
 
 BF16 = "ldm_training.mixed_precision=bf16"
-LIGHT = ("unet.channels=[64, 128, 256, 384]", "unet.cross_attention_dim=256", "user_encoder.dim=256")
+LIGHT = (
+    "data.resolution=64", "unet.channels=[64, 128, 256, 384]", "unet.cross_attention_dim=256", "user_encoder.dim=256",
+)  # fmt: skip
 CHECKPOINTING = "ldm_training.gradient_checkpointing=true"
 
 

@@ -509,22 +509,24 @@ def test_users_that_are_no_list_of_names_are_refused(tmp_path, value):
 
 
 @pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
-@pytest.mark.parametrize("sampler", SCHEDULERS)
 @pytest.mark.parametrize(
-    "config",
+    ("sampler", "config"),
     [
-        ScheduleConfig(),
-        ScheduleConfig("linear", 500, 0.0002, 0.03, prediction="x0"),
-        ScheduleConfig("cosine", prediction="velocity"),
-        ScheduleConfig(zero_terminal_snr=True, prediction="velocity"),
+        (sampler, config)
+        for sampler in SCHEDULERS
+        for config in (
+            ScheduleConfig(),
+            ScheduleConfig("linear", 500, 0.0002, 0.03, prediction="x0"),
+            ScheduleConfig("cosine", prediction="velocity"),
+            ScheduleConfig(zero_terminal_snr=True, prediction="velocity"),
+        )
+        # The Heun of `diffusers` cannot start near zero SNR.
+        if sampler != "heun" or not (config.kind == "cosine" or config.zero_terminal_snr)
     ],
-    ids=["ours", "linear x0", "cosine velocity", "zero terminal snr"],
 )
 def test_a_schedule_saved_by_us_opens_in_diffusers_schedulers_and_samples_the_same(
     tmp_path, monkeypatch, sampler, config
 ):
-    if sampler == "heun" and (config.kind == "cosine" or config.zero_terminal_snr):
-        pytest.skip("that scheduler of diffusers cannot start near zero SNR")
     save_schedule(config, tmp_path / "scheduler")
     theirs = SCHEDULERS[sampler].from_pretrained(tmp_path, subfolder="scheduler")
     assert theirs.config.timestep_spacing == "trailing"

@@ -69,6 +69,21 @@ def load_latest(folder: Path) -> tuple[int, dict] | None:
     return None
 
 
+class Unchanged:
+    """What a run stands on and does not change, such as its images: to go on with others is refused."""
+
+    def __init__(self, **hashes: str):
+        self.hashes = hashes
+
+    def state_dict(self) -> dict[str, str]:
+        return self.hashes
+
+    def load_state_dict(self, saved: dict[str, str]) -> None:
+        for what, value in self.hashes.items():
+            if saved[what] != value:
+                raise UserError(f"the {what} is not what this run began with; use that, or another output_dir")
+
+
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

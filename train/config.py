@@ -13,7 +13,8 @@ from train.latents import LatentsConfig
 from train.loop import TrainingConfig
 from train.vae_loss import VAELossConfig
 
-SMALLEST_PATCH = 24  # pixels: below that, the discriminator's last convolutions have nothing left
+# Pixels below which the last layers of the discriminator, or of VGG16, have nothing left to look at.
+SMALLEST_IMAGE = {"adversarial_weight": 24, "perceptual_weight": 16}
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,12 @@ class Config:
                 f"data.resolution {self.data.resolution} cannot be halved {len(self.vae.channels) - 1} times by a VAE "
                 f"of {len(self.vae.channels)} levels; use a multiple of {self.vae.downscale}"
             )
-        if self.vae_loss.adversarial_weight and self.data.resolution < SMALLEST_PATCH:
-            raise ValueError(
-                f"vae_loss.adversarial_weight needs images that the discriminator can halve three times: "
-                f"data.resolution of at least {SMALLEST_PATCH}, not {self.data.resolution}"
-            )
+        for term, smallest in SMALLEST_IMAGE.items():
+            if getattr(self.vae_loss, term) and self.data.resolution < smallest:
+                raise ValueError(
+                    f"vae_loss.{term} needs larger images: a data.resolution of at least {smallest}, "
+                    f"not {self.data.resolution}"
+                )
         if self.sampling.steps > self.schedule.num_train_timesteps:
             raise ValueError(
                 f"sampling.steps is {self.sampling.steps}, more than the {self.schedule.num_train_timesteps} of "

@@ -1,15 +1,24 @@
 """Files that are whole or absent: every write goes to a temporary file, to the disk, then to its name."""
 
+import hashlib
 import json
 import os
 import pickle
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from train.errors import UserError
+
+# What torch.load raises for a file that is cut off, altered or something else altogether.
+DAMAGED = (
+    RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, EOFError,
+    OSError, struct.error,
+)  # fmt: skip
 
 
 @contextmanager
@@ -62,9 +71,17 @@ def load_tensors(path: Path) -> dict:
         raise UserError(
             f"{path}: refused: damaged, or with Python objects other than tensors, which could run code"
         ) from None
-    except Exception as error:  # of a damaged file torch lets through IndexError, AssertionError, ...
+    except DAMAGED as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: truncated, or not a file of tensors ({reason})") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: must hold a dictionary of tensors, not {type(value).__name__}")
     return value
+
+
+def tensors_hash(tensors: Iterable[Tensor], beside: str = "") -> str:
+    """SHA-256 of the bytes of tensors, one after the other, and of what is to be known `beside` them."""
+    digest = hashlib.sha256(beside.encode())
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

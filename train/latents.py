@@ -3,7 +3,6 @@
 Shapes: N images, B batch, I image channels, H W image, Z h w latents.
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from nets.vae import AutoencoderKL
 from train.data import UserImages
-from train.files import replacing, write_json
+from train.files import replacing, tensors_hash, write_json
 from train.progress import progress
 
 ENCODING_BATCH = 16
@@ -112,9 +111,4 @@ class LatentSource:
 def _key(vae: AutoencoderKL, data: UserImages) -> str:
     """Of all that the moments depend on: the VAE, but for how its latents are scaled, and the pixels."""
     config = replace(vae.config, scaling_factor=None, sample_size=None)
-    digest = hashlib.sha256(repr((config, data.images.shape)).encode())
-    digest.update(data.images.contiguous().numpy())
-    for name, tensor in vae.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().numpy())
-    return digest.hexdigest()[:32]
+    return tensors_hash([data.images, *vae.state_dict().values()], repr((config, data.images.shape)))[:32]

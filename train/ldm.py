@@ -17,17 +17,19 @@ from nets.condition import UserConditionEncoder
 from nets.unet import UNet2DConditionModel
 from nets.vae import AutoencoderKL
 from train import cli, pretrained
+from train.checkpoint import Unchanged
 from train.config import Config
 from train.data import UserImages, draw_flips, load_images
 from train.denoising import UserDenoiser, denoising_loss, draw_training_window, draw_validation_window
 from train.device import autocast, grad_scaler, pick_device, refuse_emulated_precision
 from train.ema import EMA
 from train.errors import UserError
+from train.files import tensors_hash
 from train.generate import generate
 from train.latents import LatentSource
 from train.loop import total_steps, train
 from train.optim import learning_rate, make_adamw, set_learning_rate
-from train.pictures import image_grid, save_picture
+from train.pictures import PICTURE_BATCH, image_grid, save_picture
 from train.randomness import generator, window_rows
 from train.run_folder import open_run, save_config, shared_split
 from train.split import Split, save_split
@@ -100,7 +102,8 @@ def train_denoiser(
         write_samples(ema.model, vae, config, data, folder / f"samples/{step:08d}.png")
         return {"validation_loss": validation_loss(ema.model, source, split, config, training.batch_size)}
 
-    state = {"model": model, "ema": ema, "optimizer": optimizer, "scaler": scaler}
+    inputs = Unchanged(VAE=tensors_hash(vae.state_dict().values()), data=tensors_hash([data.images, data.user_index]))
+    state = {"inputs": inputs, "model": model, "ema": ema, "optimizer": optimizer, "scaler": scaler}
     train("LDM", training, steps, state, take_step, validate, ("loss", "validation_loss"), device)
     return ema.model
 
@@ -163,7 +166,7 @@ def write_samples(model: UserDenoiser, vae: AutoencoderKL, config: Config, data:
     """A picture: for each of a few users real images, then generated ones, from the same noise every time."""
     users = range(0, len(data.user_names), max(len(data.user_names) // GRID_USERS, 1))[:GRID_USERS]
     wanted = [(user, number) for user in users for number in range(GRID_IMAGES)]
-    images = generate(model, vae, make_schedule(config.schedule), config.sampling, wanted, config.seed, batch_size=8)
+    images = generate(model, vae, make_schedule(config.schedule), config.sampling, wanted, config.seed, PICTURE_BATCH)
     rows = []
     for position, user in enumerate(users):
         real = data.images[(data.user_index == user).nonzero().flatten()[:GRID_IMAGES]]

@@ -24,6 +24,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--gpu", help=f"look at one card, and verify its largest batch: {names()}")
     parser.add_argument("--optimizer", choices=("foreach", "fused"), default="foreach", help="AdamW's form")
     parser.add_argument("--ranks", type=int, default=1, help="cards that share the optimizer's state")
+    parser.add_argument("--advice", action="store_true", help="trace what each way of saving memory would save")
     parser.add_argument("--json", action="store_true", help="print the account for a program, and nothing else")
     parser.add_argument("--csv", type=Path, help="write the peak by module to this file")
     parser.add_argument("--pictures", type=Path, help="draw the timeline and the modules into this folder")
@@ -56,8 +57,9 @@ def main(argv: list[str] | None = None) -> None:
     print(f"\n{report.cards_table(setting, account, growth, checkpointed, [card] if card else CARDS)}")
     if card and (largest := growth.largest(card)):
         print(verification(largest, *verified(setting, largest, card)))
-    print(f"\n{report.advice(setting, account, levers(setting))}")
-    if card:
+    if args.advice:
+        print(f"\n{report.advice(setting, account, levers(setting))}")
+    if args.advice and card:
         pulled = cheapest_that_fits(setting, card)
         print(f"{card.name}: {'no set of these fits' if pulled is None else ', then '.join(pulled) or 'fits as it is'}")
     if args.csv:

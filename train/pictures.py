@@ -10,6 +10,7 @@ from torch import Tensor
 
 from train.files import replacing
 
+PICTURE_BATCH = 8  # images that a model makes at once for a picture during training
 INK, PAPER, RULE = (30, 30, 30), (255, 255, 255), (222, 222, 222)
 COLOURS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 127, 14))
 GAP, LINE = 2, 16  # pixels: between the images of a grid; height of a line of text

@@ -3,7 +3,6 @@
 Writes `USER/generated_000.png`, ... and `grid.png`. The same model, settings and seed give the same images.
 """
 
-import hashlib
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from train.data import read_image
 from train.denoising import UserDenoiser
 from train.device import pick_device
 from train.errors import UserError, nearest
-from train.files import read_json, write_json
+from train.files import read_json, tensors_hash, write_json
 from train.generate import generate
 from train.pictures import image_grid, save_picture, to_image
 from train.progress import progress
@@ -51,6 +50,8 @@ def main(argv: list[str] | None = None) -> None:
     device = pick_device()
     vae = pretrained.load(args.model / "vae", AutoencoderKL).to(device)
     unet = pretrained.load(args.model / "unet", UNet2DConditionModel)
+    if unet.config.sample_size is None:
+        raise UserError(f"{args.model}/unet/config.json: has no sample_size, the side of the latents to generate")
     model = UserDenoiser(unet, pretrained.load(args.model / "condition_encoder", UserConditionEncoder)).to(device)
     claim_folder(folder, config.sampling, args.seed, (vae, model))
 
@@ -87,7 +88,8 @@ def some(names: list[str]) -> str:
 
 def claim_folder(folder: Path, sampling: SamplingConfig, seed: int, models: tuple[nn.Module, ...]) -> None:
     """Make the folder; into one that exists only write what is in it already: images of the same origin."""
-    settings = {"seed": seed, "sampling": asdict(sampling), "weights": weights_hash(models)}
+    weights = tensors_hash(tensor for model in models for tensor in model.state_dict().values())
+    settings = {"seed": seed, "sampling": asdict(sampling), "weights": weights}
     path = folder / SETTINGS
     if path.is_file():
         before = read_json(path)
@@ -97,14 +99,6 @@ def claim_folder(folder: Path, sampling: SamplingConfig, seed: int, models: tupl
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: is not empty; give another --output_dir")
     write_json(path, settings)
-
-
-def weights_hash(models: tuple[nn.Module, ...]) -> str:
-    digest = hashlib.sha256()
-    for model in models:
-        for tensor in model.state_dict().values():
-            digest.update(tensor.cpu().contiguous().numpy())
-    return digest.hexdigest()
 
 
 if __name__ == "__main__":

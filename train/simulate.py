@@ -83,7 +83,7 @@ def draw_person(seed: int, person: int) -> Person:
     """Person number `person`, from 1. The ranges are so narrow that telling people apart takes a network."""
     u = np.random.default_rng([seed, person]).uniform
     return Person(
-        height=u(1.50, 1.95), speed=u(1.05, 1.50), cycle=u(0.88, 1.12), hip=u(0.90, 1.05), knee=u(0.80, 1.08),
+        height=u(1.50, 1.95), speed=u(1.05, 1.48), cycle=u(0.88, 1.12), hip=u(0.90, 1.04), knee=u(0.80, 1.08),
         ankle=u(0.8, 1.2), arm=u(0.5, 1.7), elbow=u(0.5, 1.4), sway=u(0.6, 1.4), lean=u(0, 0.07),
         asymmetry=u(-0.10, 0.10), limp=u(-0.03, 0.03), girth=u(0.85, 1.15),
         reflectivity=tuple(u(-4, 4, size=len(LENGTH)).tolist()),

@@ -59,7 +59,7 @@ def optimizer_step(
     means = {name: float(total) for name, total in totals.items()}
     if not scaler.is_enabled() and not math.isfinite(grad_norm):
         raise UserError(
-            f"the gradient is not finite (loss {means['loss']}); no weight was changed by this step. "
+            f"the gradient is not finite (loss {means['loss']}), so it changed no weight. "
             "Try a lower learning_rate, a longer warm-up, or mixed_precision no"
         )
     scale = scaler.get_scale()

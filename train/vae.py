@@ -14,19 +14,21 @@ from torch import Tensor
 from nets.checkpointing import set_checkpointing
 from nets.vae import AutoencoderKL
 from train import cli, pretrained
+from train.checkpoint import Unchanged
 from train.config import Config
 from train.data import UserImages, draw_flips, load_images, to_uint8
 from train.device import autocast, grad_scaler, pick_device, refuse_emulated_precision
 from train.ema import EMA
+from train.files import tensors_hash
 from train.latents import measure_scaling, save_statistics
 from train.loop import total_steps, train
 from train.optim import learning_rate, make_adamw, set_learning_rate
-from train.pictures import image_grid, save_picture
+from train.pictures import PICTURE_BATCH, image_grid, save_picture
 from train.randomness import generator, window_rows
 from train.run_folder import open_run, save_config, shared_split
 from train.split import Split, save_split
 from train.step import StepResult, optimizer_step
-from train.vae_loss import Adversary, load_vgg16, reconstruction_and_kl
+from train.vae_loss import Adversary, load_vgg16, vae_losses
 
 VALIDATION_IMAGES = 256
 GRID_IMAGES = 8
@@ -75,22 +77,10 @@ def train_vae(config: Config, folder: Path, device: torch.device, data: UserImag
         images = data.batch(rows, *draw_flips(len(rows), config.data, draws)).to(device)
         side = config.data.resolution // vae.config.downscale
         noise = torch.randn(len(rows), vae.config.latent_channels, side, side, generator=draws).to(device)
-        adversarial = adversary is not None and step >= config.vae_loss.adversarial_start
+        judge = adversary if step >= config.vae_loss.adversarial_start else None
 
         def losses(part: slice) -> dict[str, Tensor]:
-            x = images[part]
-            posterior = vae.encode(x)
-            reconstruction = vae.decode(posterior.mean + posterior.std * noise[part])  # B I H W
-            terms = reconstruction_and_kl(x, reconstruction, posterior, config.vae_loss)
-            if vgg16:
-                terms["perceptual"] = vgg16(reconstruction, x)
-                terms["loss"] = terms["loss"] + config.vae_loss.perceptual_weight * terms["perceptual"]
-            if adversarial:
-                terms["adversarial"] = adversary.generator_loss(
-                    reconstruction, terms["loss"], vae.decoder.conv_out.weight, scaler.get_scale()
-                )
-                terms["loss"] = terms["loss"] + terms["adversarial"]
-            return terms
+            return vae_losses(vae, images[part], noise[part], config.vae_loss, vgg16, judge, scaler.get_scale())
 
         rate = learning_rate(training.optimizer, step, steps)
         set_learning_rate(optimizer, rate)
@@ -100,18 +90,19 @@ def train_vae(config: Config, folder: Path, device: torch.device, data: UserImag
         )  # fmt: skip
         if result.taken:
             ema.update(vae)
-        if adversarial and result.taken:
-            set_learning_rate(adversary.optimizer, rate)
-            result.losses.update(adversary.finish_window(images, training.batch_size, half))
-        elif adversarial:
-            adversary.drop_window()
+        if judge and result.taken:
+            set_learning_rate(judge.optimizer, rate)
+            result.losses.update(judge.finish_window(images, training.batch_size, half))
+        elif judge:
+            judge.drop_window()
         return result
 
     def validate(step: int) -> dict[str, float]:
         picture = folder / f"reconstructions/{step:08d}.png"
         return write_reconstructions(ema.model, data, split.validation, picture, device)
 
-    state = {"vae": vae, "ema": ema, "optimizer": optimizer, "scaler": scaler}
+    inputs = Unchanged(data=tensors_hash([data.images]))
+    state = {"inputs": inputs, "vae": vae, "ema": ema, "optimizer": optimizer, "scaler": scaler}
     if adversary:
         state["adversary"] = adversary
     curves = ("loss", "reconstruction", "validation_psnr")
@@ -143,7 +134,8 @@ def write_reconstructions(
 ) -> dict[str, float]:
     """PSNR in dB over (at most 256 of) the images `rows`, and a picture of some: above, and below as decoded."""
     rows = rows[torch.linspace(0, len(rows) - 1, min(VALIDATION_IMAGES, len(rows))).round().long()]
-    decoded = torch.cat([to_uint8(vae.decode(vae.encode(data.batch(b).to(device)).mode())).cpu() for b in rows.split(16)])
+    batches = [data.batch(batch).to(device) for batch in rows.split(PICTURE_BATCH)]
+    decoded = torch.cat([to_uint8(vae.decode(vae.encode(x).mode())).cpu() for x in batches])
     error = (decoded.double() - data.images[rows].double()).square().flatten(1).mean(1)  # B
     psnr = 10 * torch.log10(255**2 / error.clamp(min=1e-10))
     shown = torch.linspace(0, len(rows) - 1, min(GRID_IMAGES, len(rows))).round().long()

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from nets.discriminator import PatchDiscriminator
 from nets.perceptual import VGG16Distance
-from nets.vae import DiagonalGaussian
+from nets.vae import AutoencoderKL, DiagonalGaussian
 from train.device import MixedPrecision, grad_scaler
 from train.errors import UserError
 from train.files import load_tensors
@@ -59,6 +59,28 @@ def reconstruction_and_kl(
     error = error.flatten(1).mean(1)  # B
     kl = posterior.kl() / posterior.mean[0].numel()  # B
     return {"loss": error + config.kl_weight * kl, "reconstruction": error, "kl": kl}
+
+
+def vae_losses(
+    vae: AutoencoderKL, x: Tensor, noise: Tensor, config: VAELossConfig, vgg16: VGG16Distance | None = None,
+    adversary: "Adversary | None" = None, scale: float = 1.0,
+) -> dict[str, Tensor]:  # fmt: skip
+    """All that the VAE loses on images x (B, I, H, W), their latents sampled by `noise` (B, Z, h, w): the terms and
+    "loss", their sum.
+
+    `scale` is the loss scale of fp16, for the adversary's adaptive weight.
+    """
+    posterior = vae.encode(x)
+    reconstruction = vae.decode(posterior.mean + posterior.std * noise)  # B I H W
+    terms = reconstruction_and_kl(x, reconstruction, posterior, config)
+    if vgg16:
+        terms["perceptual"] = vgg16(reconstruction, x)
+        terms["loss"] = terms["loss"] + config.perceptual_weight * terms["perceptual"]
+    if adversary:
+        last_layer = vae.decoder.conv_out.weight
+        terms["adversarial"] = adversary.generator_loss(reconstruction, terms["loss"], last_layer, scale)
+        terms["loss"] = terms["loss"] + terms["adversarial"]
+    return terms
 
 
 def load_vgg16(path: str) -> VGG16Distance:
@@ -122,10 +144,13 @@ class Adversary:
             real, fake = self.discriminator(images[rows]), self.discriminator(fakes[rows])
             return {"loss": 0.5 * (F.relu(1 - real) + F.relu(1 + fake)).flatten(1).mean(1)}
 
-        result = optimizer_step(
-            losses, len(images), micro_batch, list(self.discriminator.parameters()), self.optimizer,
-            self.scaler, autocast, self.optim.max_grad_norm,
-        )  # fmt: skip
+        try:
+            result = optimizer_step(
+                losses, len(images), micro_batch, list(self.discriminator.parameters()), self.optimizer,
+                self.scaler, autocast, self.optim.max_grad_norm,
+            )  # fmt: skip
+        except UserError as error:
+            raise UserError(f"the discriminator: {error}") from None
         wanted, adversarial = self.reconstruction_gradient.norm(), self.adversarial_gradient.norm()
         ratio = float(wanted / (adversarial + 1e-4 * len(images)))  # sums over the window; 1e-4 is for means
         if math.isfinite(ratio):  # fp16 may overflow

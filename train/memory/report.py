@@ -124,7 +124,8 @@ def cards_table(setting: Setting, account: Account, plain: Growth, checkpointed:
         says = "no bf16" if bf16 and not card.bf16 else "yes" if fits(account, card) else "no"
         largest = [str(growth.largest(card, tolerance) or "-") for growth in growths]
         rows.append([card.name, f"{card.memory:.2f}", says, gib(room(card) - need), *largest,
-                     "{}.{}".format(*card.capability), card.attention, "yes" if card.bf16 else "no", card.wheel])  # fmt: skip
+                     "{}.{}".format(*card.capability), card.attention, "yes" if card.bf16 else "no",
+                     card.wheel])  # fmt: skip
     batches = ("largest batch", "with checkpointing")[: len(growths)]
     headings = ("card", "GiB", "fits", "left", *batches, "capability", "attention", "bf16", "wheel")
     return table(headings, rows)

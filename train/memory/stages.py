@@ -28,12 +28,11 @@ from train.memory.components import Stage, build_denoiser, built_on
 from train.memory.shapes import without_compiler
 from train.memory.trace import Trace
 from train.optim import OptimConfig, make_adamw
+from train.pictures import PICTURE_BATCH
 from train.randomness import generator
 from train.step import optimizer_step
-from train.vae_loss import Adversary, reconstruction_and_kl
+from train.vae_loss import Adversary, vae_losses
 
-SAMPLING_BATCH = 8  # of train/ldm.py's pictures
-PICTURE_BATCH = 16  # of train/vae.py's
 TRACED_MICRO_BATCHES, TRACED_SAMPLING_STEPS = 2, 2
 
 
@@ -142,24 +141,13 @@ def _trace_vae(setting: Setting) -> Trace:
         if adversary:
             begin_optimizer(adversary.optimizer, run.trace)
         with run.trace.during("inputs"):
-            images = torch.zeros(training.window, config.data.channels, *[config.data.resolution] * 2).to(setting.device)
+            pixels = (config.data.channels, config.data.resolution, config.data.resolution)
+            images = torch.zeros(training.window, *pixels).to(setting.device)
             noise = torch.zeros(training.window, config.vae.latent_channels, side, side).to(setting.device)
 
         def losses(part: slice) -> dict[str, Tensor]:
-            """As train/vae.py has them."""
-            x = images[part]
-            posterior = vae.encode(x)
-            reconstruction = vae.decode(posterior.mean + posterior.std * noise[part])
-            terms = reconstruction_and_kl(x, reconstruction, posterior, config.vae_loss)
-            if vgg16:
-                terms["perceptual"] = vgg16(reconstruction, x)
-                terms["loss"] = terms["loss"] + config.vae_loss.perceptual_weight * terms["perceptual"]
-            if adversary:
-                terms["adversarial"] = adversary.generator_loss(
-                    reconstruction, terms["loss"], vae.decoder.conv_out.weight, run.scaler.get_scale()
-                )
-                terms["loss"] = terms["loss"] + terms["adversarial"]
-            return terms
+            scale = run.scaler.get_scale()
+            return vae_losses(vae, images[part], noise[part], config.vae_loss, vgg16, adversary, scale)
 
         run.step(losses)
         if adversary:
@@ -181,7 +169,8 @@ def _trace_sampling(setting: Setting) -> Trace:
     with built_on(setting.device):
         vae = AutoencoderKL(replace(setting.config.vae, scaling_factor=1.0)).requires_grad_(False)
         model = build_denoiser(setting.config, setting.users).eval().requires_grad_(False)
-    trace = Trace({"VAE": vae, "UNet": model.unet, "user encoder": model.user_encoder}, Card(setting.attention), setting.device)
+    parts = {"VAE": vae, "UNet": model.unet, "user encoder": model.user_encoder}
+    trace = Trace(parts, Card(setting.attention), setting.device)
     with trace:
         trace.label_weights()
         with trace.during("sampling"):
@@ -193,7 +182,7 @@ def _generate(setting: Setting, model: nn.Module, vae: AutoencoderKL) -> None:
     config = setting.config
     steps = min(config.sampling.steps, TRACED_SAMPLING_STEPS)
     sampling = replace(config.sampling, steps=steps, spacing="trailing", guidance_interval=None)
-    batch = setting.training.batch_size if setting.stage == "sample" else SAMPLING_BATCH
+    batch = setting.training.batch_size if setting.stage == "sample" else PICTURE_BATCH
     wanted = [(0, number) for number in range(batch)]
     generate(model, vae, make_schedule(config.schedule), sampling, wanted, config.seed, batch)
 
@@ -282,4 +271,5 @@ def begin_optimizer(optimizer: torch.optim.Optimizer, trace: Trace) -> None:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     for p in parameters:
-        trace.label([t for t in optimizer.state[p].values() if t.device.type == trace.device], "optimizer state", like=p)
+        state = [t for t in optimizer.state[p].values() if t.device.type == trace.device]
+        trace.label(state, "optimizer state", like=p)

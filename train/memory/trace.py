@@ -148,7 +148,8 @@ class Trace(TorchDispatchMode):
             return self._alive[key][1]
         self.clock += 1
         operator = func.overloadpacket.__name__ if func else ""
-        record = Storage(storage.nbytes(), "backward" if self.card.backward else self.phase, operator, self._module(), self.clock)
+        phase = "backward" if self.card.backward else self.phase
+        record = Storage(storage.nbytes(), phase, operator, self._module(), self.clock)
         self.storages.append(record)
         self._alive[key] = (weakref.ref(storage, lambda _: self._bury(key)), record)
         return record
