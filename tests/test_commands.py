@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -145,6 +146,32 @@ def test_another_config_does_not_go_on_with_a_run(runs):
     with pytest.raises(UserError, match=r"vae\.channels was \(8, 16\), is \(16, 16\)"):
         vae.main(flags(runs, "v", "--set", "vae.channels=[16, 16]"))
     assert (runs / "v/config.yaml").read_text() == before
+
+
+def test_a_run_does_not_go_on_with_another_vae_or_other_images(runs, tmp_path):
+    ldm.main(flags(runs, "l2", "--vae_path", str(runs / "v/final_model"), "--save_interval", "4"))
+    other = tmp_path / "other_vae"
+    autoencoder = pretrained.load(runs / "v/final_model")
+    with torch.no_grad():
+        autoencoder.decoder.conv_out.bias += 0.1
+    pretrained.save(autoencoder, other)
+    before = (runs / "l2/final_model/unet/config.json").stat().st_mtime_ns
+    with pytest.raises(UserError, match="the VAE is not what this run began with"):
+        ldm.main(flags(runs, "l2", "--vae_path", str(other), "--num_epochs", "9"))
+    repainted = make_images(tmp_path / "repainted")
+    Image.new("RGB", (20, 20)).save(repainted / "ID1/0.png")
+    with pytest.raises(UserError, match="the data is not what this run began with"):
+        ldm.main(flags(runs, "l2", "--vae_path", str(runs / "v/final_model"), "--data_dir", str(repainted)))
+    assert (runs / "l2/final_model/unet/config.json").stat().st_mtime_ns == before
+
+
+def test_a_model_that_does_not_say_how_large_its_latents_are_is_not_sampled(runs, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(runs / "l/final_model", model)
+    config = json.loads((model / "unet/config.json").read_text())
+    (model / "unet/config.json").write_text(json.dumps(config | {"sample_size": None}))
+    with pytest.raises(UserError, match=r"unet/config\.json: has no sample_size"):
+        sample.main(["--model", str(model), "--output_dir", str(tmp_path / "out")])
 
 
 def test_a_vae_of_other_channels_is_refused(runs):

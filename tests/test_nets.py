@@ -1,5 +1,6 @@
 """The models agree with those of `diffusers`: names, shapes, outputs, gradients."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -149,6 +150,13 @@ def test_kl_of_the_standard_normal_is_zero_and_of_a_shift_is_half_its_square():
     shifted = standard.clone()
     shifted[:, :4] = 2.0
     assert DiagonalGaussian(shifted).kl().tolist() == [72, 72]  # 4 x 3 x 3 components, each 2^2 / 2
+
+
+def test_kl_of_fp16_moments_is_computed_in_float32():
+    moments = torch.full((1, 8, 16, 16), 10.0, dtype=torch.float16)  # e^10 a component: fp16 ends at 65504
+    gaussian = DiagonalGaussian(moments)
+    assert gaussian.kl().item() == pytest.approx(0.5 * 4 * 256 * (100 + math.exp(10) - 1 - 10), rel=1e-6)
+    assert gaussian.std.dtype == torch.float32
 
 
 @pytest.mark.parametrize("model", ["unet", "vae"])
