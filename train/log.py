@@ -34,7 +34,7 @@ class RunLog:
     def draw_curves(self, title: str, *names: str) -> None:
         """A picture of these metrics over the optimizer steps."""
         series = {name: [(line["step"], line[name]) for line in self.lines if name in line] for name in names}
-        save_picture(line_chart(title, series), self.curves_path)
+        save_picture(line_chart(f"{title}, by optimizer step", series), self.curves_path)
 
 
 def _read_lines(path: Path) -> list[dict]:
