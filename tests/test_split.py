@@ -8,7 +8,7 @@ import torch
 
 from train.data import DataConfig, UserImages
 from train.errors import UserError
-from train.split import fingerprint, load_split, make_split, save_split
+from train.split import evenly, fingerprint, load_split, make_split, save_split
 
 BY_RECORDING = DataConfig(recording_pattern=r"_r(\d+)_", validation_fraction=0.2)
 
@@ -40,6 +40,13 @@ def refused(call, *args) -> str:
         call(*args)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def test_evenly_takes_the_first_the_last_and_what_lies_between():
+    assert evenly(torch.arange(10, 21), 3).tolist() == [10, 15, 20]
+    assert evenly(torch.arange(2), 5).tolist() == [0, 1]
+    assert evenly(torch.arange(0), 5).tolist() == []
+
 
 
 @pytest.mark.parametrize("config", [BY_RECORDING, DataConfig()])

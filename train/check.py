@@ -23,7 +23,7 @@ from train.latents import latent_shape, measure_scaling
 from train.ldm import build_denoiser, load_vae, vae_folder_of
 from train.optim import make_adamw
 from train.randomness import generator
-from train.split import Split, load_split, make_split
+from train.split import Split, evenly, load_split, make_split
 from train.step import StepResult, optimizer_step
 
 T = TypeVar("T")
@@ -110,7 +110,7 @@ def check_latents(
     config: Config, vae: AutoencoderKL, data: UserImages, split: Split, device: torch.device
 ) -> tuple[tuple[int, int, int], str]:
     """The shape of an image's latents; of a few they are encoded, to see their scale."""
-    rows = split.train[:: max(len(split.train) // 32, 1)][:32]
+    rows = evenly(split.train, 32)
     std = measure_scaling(vae, data, rows, device)["std"] * vae.config.scaling_factor
     if not SANE_STD[0] < std < SANE_STD[1]:
         raise UserError(

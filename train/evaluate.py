@@ -17,7 +17,7 @@ from train.errors import UserError
 from train.files import write_json
 from train.pictures import image_grid, save_picture
 from train.run_folder import CONFIG
-from train.split import load_split
+from train.split import evenly, load_split
 
 GRID_USERS, GRID_IMAGES = 6, 5
 
@@ -72,11 +72,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def comparison(data, rows: torch.Tensor, generated: torch.Tensor, asked_for: torch.Tensor):
     """For a few users, real images of the split `rows` on the left, generated ones on the right."""
-    users = asked_for.unique().tolist()
-    users = users[:: max(len(users) // GRID_USERS, 1)][:GRID_USERS]
     lines = []
-    for user in users:
-        real = data.images[rows[data.user_index[rows] == user]][:GRID_IMAGES]
+    for user in evenly(asked_for.unique(), GRID_USERS).tolist():
+        real = data.images[evenly(rows[data.user_index[rows] == user], GRID_IMAGES)]
         made = generated[asked_for == user][:GRID_IMAGES]
         lines.append((data.user_names[user], [*real, *made]))
     return image_grid(lines, ["real"] + [""] * (GRID_IMAGES - 1) + ["generated"])

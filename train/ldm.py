@@ -32,7 +32,7 @@ from train.optim import learning_rate, make_adamw, set_learning_rate
 from train.pictures import PICTURE_BATCH, image_grid, save_picture
 from train.randomness import generator, window_rows
 from train.run_folder import open_run, save_config, shared_split
-from train.split import Split, save_split
+from train.split import Split, evenly, fingerprint, save_split
 from train.step import StepResult, optimizer_step
 
 VALIDATION_IMAGES = 256
@@ -102,7 +102,7 @@ def train_denoiser(
         write_samples(ema.model, vae, config, data, folder / f"samples/{step:08d}.png")
         return {"validation_loss": validation_loss(ema.model, source, split, config, training.batch_size)}
 
-    inputs = Unchanged(VAE=tensors_hash(vae.state_dict().values()), data=tensors_hash([data.images, data.user_index]))
+    inputs = Unchanged(VAE=tensors_hash(vae.state_dict().values()), data=fingerprint(data, split))
     state = {"inputs": inputs, "model": model, "ema": ema, "optimizer": optimizer, "scaler": scaler}
     train("LDM", training, steps, state, take_step, validate, ("loss", "validation_loss"), device)
     return ema.model
@@ -147,8 +147,7 @@ def build_denoiser(config: Config, num_users: int, latent_side: int) -> UserDeno
 @torch.no_grad()
 def validation_loss(model: UserDenoiser, source: LatentSource, split: Split, config: Config, batch_size: int) -> float:
     """The loss on (at most 256) validation images, always with the same noise and timesteps."""
-    chosen = torch.linspace(0, len(split.validation) - 1, min(VALIDATION_IMAGES, len(split.validation)))
-    rows = split.validation[chosen.round().long()]
+    rows = evenly(split.validation, VALIDATION_IMAGES)
     chance = generator(config.seed, "validation")
     shape = (len(rows), *source.shape)
     draws = draw_validation_window(shape, config.schedule.num_train_timesteps, chance, source.device)
@@ -164,12 +163,12 @@ def validation_loss(model: UserDenoiser, source: LatentSource, split: Split, con
 
 def write_samples(model: UserDenoiser, vae: AutoencoderKL, config: Config, data: UserImages, path: Path) -> None:
     """A picture: for each of a few users real images, then generated ones, from the same noise every time."""
-    users = range(0, len(data.user_names), max(len(data.user_names) // GRID_USERS, 1))[:GRID_USERS]
+    users = evenly(torch.arange(len(data.user_names)), GRID_USERS).tolist()
     wanted = [(user, number) for user in users for number in range(GRID_IMAGES)]
     images = generate(model, vae, make_schedule(config.schedule), config.sampling, wanted, config.seed, PICTURE_BATCH)
     rows = []
     for position, user in enumerate(users):
-        real = data.images[(data.user_index == user).nonzero().flatten()[:GRID_IMAGES]]
+        real = data.images[evenly((data.user_index == user).nonzero().flatten(), GRID_IMAGES)]
         made = images[position * GRID_IMAGES : (position + 1) * GRID_IMAGES]
         rows.append((data.user_names[user], [*real, *made]))
     headings = ["real"] + [""] * (max(len(images) for _, images in rows) - GRID_IMAGES - 1) + ["generated"]

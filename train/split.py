@@ -72,6 +72,11 @@ def recording_of(path: str, pattern: str | None) -> str:
     return recording
 
 
+def evenly(rows: Tensor, count: int) -> Tensor:
+    """At most `count` of `rows` (N,), spread evenly from the first to the last."""
+    return rows[torch.linspace(0, len(rows) - 1, min(count, len(rows))).round().long()]
+
+
 def _hash(*parts: int | str) -> bytes:
     return hashlib.sha256(json.dumps(parts).encode()).digest()
 

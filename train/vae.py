@@ -19,14 +19,13 @@ from train.config import Config
 from train.data import UserImages, draw_flips, load_images, to_uint8
 from train.device import autocast, grad_scaler, pick_device, refuse_emulated_precision
 from train.ema import EMA
-from train.files import tensors_hash
 from train.latents import measure_scaling, save_statistics
 from train.loop import total_steps, train
 from train.optim import learning_rate, make_adamw, set_learning_rate
 from train.pictures import PICTURE_BATCH, image_grid, save_picture
 from train.randomness import generator, window_rows
 from train.run_folder import open_run, save_config, shared_split
-from train.split import Split, save_split
+from train.split import Split, evenly, fingerprint, save_split
 from train.step import StepResult, optimizer_step
 from train.vae_loss import Adversary, load_vgg16, vae_losses
 
@@ -101,7 +100,7 @@ def train_vae(config: Config, folder: Path, device: torch.device, data: UserImag
         picture = folder / f"reconstructions/{step:08d}.png"
         return write_reconstructions(ema.model, data, split.validation, picture, device)
 
-    inputs = Unchanged(data=tensors_hash([data.images]))
+    inputs = Unchanged(data=fingerprint(data, split))
     state = {"inputs": inputs, "vae": vae, "ema": ema, "optimizer": optimizer, "scaler": scaler}
     if adversary:
         state["adversary"] = adversary
@@ -133,12 +132,12 @@ def write_reconstructions(
     vae: AutoencoderKL, data: UserImages, rows: Tensor, path: Path, device: torch.device
 ) -> dict[str, float]:
     """PSNR in dB over (at most 256 of) the images `rows`, and a picture of some: above, and below as decoded."""
-    rows = rows[torch.linspace(0, len(rows) - 1, min(VALIDATION_IMAGES, len(rows))).round().long()]
+    rows = evenly(rows, VALIDATION_IMAGES)
     batches = [data.batch(batch).to(device) for batch in rows.split(PICTURE_BATCH)]
     decoded = torch.cat([to_uint8(vae.decode(vae.encode(x).mode())).cpu() for x in batches])
     error = (decoded.double() - data.images[rows].double()).square().flatten(1).mean(1)  # B
     psnr = 10 * torch.log10(255**2 / error.clamp(min=1e-10))
-    shown = torch.linspace(0, len(rows) - 1, min(GRID_IMAGES, len(rows))).round().long()
+    shown = evenly(torch.arange(len(rows)), GRID_IMAGES)
     pairs = [("image", list(data.images[rows[shown]])), ("decoded", list(decoded[shown]))]
     save_picture(image_grid(pairs, [data.user_names[i] for i in data.user_index[rows[shown]]]), path)
     return {"validation_psnr": float(psnr.mean())}
