@@ -4,6 +4,7 @@ What `diffusers` can be configured to and we cannot is listed with the one value
 any other value, and any option that is not known here, is refused by its name.
 """
 
+import math
 from pathlib import Path
 from types import UnionType
 from typing import get_args, get_origin
@@ -90,12 +91,19 @@ class Options:
 
 
 def _is_a(kind, value) -> bool:
-    """Whether a value is what an annotation says: a type, a union, or tuple[T, ...]; True is not an int."""
+    """Whether a value is what an annotation says: a type, a union, or tuple[T, ...]; True is not an int.
+
+    JSON's numbers may be of any size, and NaN; here they must be of 64 bits, and finite.
+    """
     if isinstance(kind, UnionType):
         return any(_is_a(arm, value) for arm in get_args(kind))
     if get_origin(kind) is tuple:
         return isinstance(value, tuple) and all(_is_a(get_args(kind)[0], item) for item in value)
-    return kind is object or type(value) is kind or (kind is float and type(value) is int)
+    if kind is object:
+        return True
+    if not math.isfinite(value) if type(value) is float else type(value) is int and abs(value) >= 2**63:
+        return False
+    return type(value) is kind or (kind is float and type(value) is int)
 
 
 def unet_to_diffusers(config: UNetConfig) -> dict:
