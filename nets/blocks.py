@@ -14,6 +14,7 @@ from nets.resnet import Downsample, EncoderDownsample, ResnetBlock, Upsample
 
 UNET_EPS = 1e-5
 VAE_EPS = 1e-6
+LARGEST = 2**16  # width or count: more is a slip of the finger, and sizes must not overflow
 
 
 class DownBlock(nn.Module):

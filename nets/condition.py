@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from nets.blocks import LARGEST
+
 
 @dataclass(frozen=True)
 class UserEncoderConfig:
@@ -19,8 +21,9 @@ class UserEncoderConfig:
     dropout: float = 0.1
 
     def __post_init__(self):
-        if self.dim < 1 or self.tokens_per_user < 1 or (self.num_users is not None and self.num_users < 1):
-            raise ValueError("dim, tokens_per_user and num_users must all be at least 1")
+        counts = (self.dim, self.tokens_per_user, 1 if self.num_users is None else self.num_users)
+        if min(counts) < 1 or max(counts) > LARGEST:
+            raise ValueError(f"dim, tokens_per_user and num_users must all be at least 1 and at most {LARGEST}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nets.attention import TransformerBlock
-from nets.blocks import UNET_EPS, DownBlock, MidBlock, UpBlock
+from nets.blocks import LARGEST, UNET_EPS, DownBlock, MidBlock, UpBlock
 from nets.embedding import TimestepEmbedding, sinusoidal_embedding
 
 
@@ -47,10 +47,10 @@ class UNetConfig:
             )
         positive = (*self.channels, *self.heads, self.cross_attention_dim, self.layers_per_block,
                     self.norm_groups, self.latent_channels)  # fmt: skip
-        if not self.channels or min(positive) < 1:
+        if not self.channels or min(positive) < 1 or max(positive) > LARGEST:
             raise ValueError(
                 "channels, num_heads, cross_attention_dim, layers_per_block, norm_groups and latent_channels "
-                "must all be at least 1"
+                f"must all be at least 1 and at most {LARGEST}"
             )
         for channels, heads in zip(self.channels, self.heads, strict=True):
             if channels % self.norm_groups:

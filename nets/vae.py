@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nets.blocks import VAE_EPS, DecoderBlock, EncoderBlock, VAEMidBlock
+from nets.blocks import LARGEST, VAE_EPS, DecoderBlock, EncoderBlock, VAEMidBlock
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,11 @@ class VAEConfig:
 
     def __post_init__(self):
         positive = (*self.channels, self.layers_per_block, self.latent_channels, self.norm_groups)
-        if not self.channels or min(positive) < 1:
-            raise ValueError("channels, layers_per_block, latent_channels and norm_groups must all be at least 1")
+        if not self.channels or min(positive) < 1 or max(positive) > LARGEST:
+            raise ValueError(
+                "channels, layers_per_block, latent_channels and norm_groups must all be at least 1 and at most "
+                f"{LARGEST}"
+            )
         if self.image_channels not in (1, 3):
             raise ValueError(f"image_channels must be 1 (grey) or 3 (colour), not {self.image_channels}")
         for channels in self.channels:

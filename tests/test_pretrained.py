@@ -332,7 +332,6 @@ SCHEDULE_REFUSED = {
     "num_train_timesteps": 1000.5,
     "prediction_type": "flow_prediction",
     "rescale_betas_zero_snr": 1,
-    "set_alpha_to_one": False,
     "thresholding": True,
     "timestep_type": "continuous",
     "trained_betas": [0.1, 0.2],
@@ -555,3 +554,13 @@ def test_a_schedule_comes_back_as_it_was(tmp_path, kind, prediction):
     config = ScheduleConfig(kind, 77, 0.01, 0.02, zero_terminal_snr=True, prediction=prediction)
     save_schedule(config, tmp_path)
     assert load_schedule(tmp_path) == config
+
+
+def test_the_scheduler_config_of_stable_diffusion_1_5_opens_here(tmp_path):
+    published = {
+        "_class_name": "PNDMScheduler", "beta_end": 0.012, "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085, "num_train_timesteps": 1000, "set_alpha_to_one": False, "skip_prk_steps": True,
+        "steps_offset": 1, "trained_betas": None, "clip_sample": False,
+    }  # fmt: skip
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(published))
+    assert load_schedule(tmp_path) == ScheduleConfig("scaled_linear", 1000, 0.00085, 0.012, prediction="noise")

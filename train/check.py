@@ -20,7 +20,7 @@ from train.denoising import UserDenoiser, denoising_loss, draw_training_window
 from train.device import autocast, grad_scaler, pick_device, refuse_emulated_precision
 from train.errors import UserError
 from train.latents import latent_shape, measure_scaling
-from train.ldm import build_denoiser, load_vae, vae_folder_of
+from train.ldm import build_denoiser, load_vae, refuse_other_users, vae_folder_of
 from train.optim import make_adamw
 from train.randomness import generator
 from train.split import Split, evenly, load_split, make_split
@@ -87,8 +87,7 @@ def check_device(config: Config) -> tuple[torch.device, str]:
 
 def check_data(config: Config) -> tuple[UserImages, str]:
     data = load_images(config.data)
-    if config.user_encoder.num_users not in (None, len(data.user_names)):
-        raise UserError(f"{len(data.user_names)} users, but user_encoder.num_users is {config.user_encoder.num_users}")
+    refuse_other_users(config, data)
     _, channels, side, _ = data.images.shape
     return data, f"{len(data)} images of {len(data.user_names)} users in {config.data.dir}, {channels}x{side}x{side}"
 

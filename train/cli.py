@@ -1,13 +1,15 @@
 """The command line that every `python -m train.X` shares: a config file, flags on top of it, errors in a sentence."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from train import strict_yaml
 from train.config import Config
-from train.errors import UserError
+from train.errors import UserError, nearest, one_line
 
 DEFAULT_CONFIG = Path("configs/medium.yaml")
 
@@ -31,27 +33,46 @@ def flag_keys(stage: str) -> dict[str, tuple[str, ...]]:
     }
 
 
-def make_parser(command: str, description: str, stage: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m train.{command}", description=description, allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )  # fmt: skip
+class Parser(argparse.ArgumentParser):
+    """Says in one sentence what is wrong with the flags, where argparse alone lists all that there are."""
+
+    def __init__(self, command: str, description: str):
+        super().__init__(
+            prog=f"python -m train.{command}", description=description, allow_abbrev=False,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )  # fmt: skip
+        self.add_argument("--debug", action="store_true", help="show where an error was raised")
+
+    def parse_args(self, args: list[str] | None = None) -> argparse.Namespace:
+        found, unknown = self.parse_known_args(args)
+        if unknown:
+            word = unknown[0].partition("=")[0]
+            raise UserError(f"{word}: is not a flag{nearest(word, self._option_string_actions)}; --help lists them")
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def make_parser(command: str, description: str, stage: str) -> Parser:
+    parser = Parser(command, description)
     parser.add_argument("--config", type=Path, default=None, help=f"YAML file (default: {DEFAULT_CONFIG})")
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one value of the config"
     )
-    parser.add_argument("--debug", action="store_true", help="show where an error was raised")
     for flag, keys in flag_keys(stage).items():
         names = dict.fromkeys([f"--{flag}", f"--{flag.replace('_', '-')}"])
         parser.add_argument(*names, dest=flag, default=None, help=f"sets {' and '.join(keys)}")
     return parser
 
 
-def read_config(args: argparse.Namespace, stage: str, default: Path = DEFAULT_CONFIG) -> Config:
-    """The config file with the flags, and then every `--set`, on top of it."""
+def read_config(
+    args: argparse.Namespace, stage: str, default: Path = DEFAULT_CONFIG, more: dict[str, tuple[str, ...]] | None = None
+) -> Config:
+    """The config file with the flags (`more`: a command's own), and then every `--set`, on top of it."""
     overrides = [
         (f"--{flag} {value}", key, value)
-        for flag, keys in flag_keys(stage).items()
+        for flag, keys in (flag_keys(stage) | (more or {})).items()
         if (value := getattr(args, flag)) is not None
         for key in keys
     ]
@@ -66,11 +87,17 @@ def read_config(args: argparse.Namespace, stage: str, default: Path = DEFAULT_CO
 def run(main: Callable[[list[str] | None], int | None]) -> None:
     """Run a command; bad input ends it with one sentence and exit status 2."""
     try:
-        sys.exit(main(None))
-    except UserError as error:
+        status = main(None)
+        sys.stdout.flush()
+        sys.exit(status)
+    except BrokenPipeError:  # the reader has seen enough, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (UserError, OSError) as error:  # OSError: what the system refuses, such as to write onto a full disk
         if "--debug" in sys.argv:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        print(one_line(f"error: {where}{getattr(error, 'strerror', None) or error}"), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; started again, it goes on from its last checkpoint", file=sys.stderr)

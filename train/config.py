@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from diffusion.loss import LossConfig
 from diffusion.sampling import SamplingConfig
-from diffusion.schedule import ScheduleConfig
+from diffusion.schedule import ScheduleConfig, timesteps
 from nets.condition import UserEncoderConfig
 from nets.unet import UNetConfig
 from nets.vae import VAEConfig
@@ -67,6 +67,7 @@ class Config:
                 f"sampling.steps is {self.sampling.steps}, more than the {self.schedule.num_train_timesteps} of "
                 "schedule.num_train_timesteps"
             )
+        timesteps(self.schedule.num_train_timesteps, self.sampling.steps, self.sampling.spacing)  # or ValueError
         if self.latents.cache_latents and (self.data.horizontal_flip or self.data.vertical_flip):
             raise ValueError(
                 "flipped images have no cached latents; set latents.cache_latents to false, or flip nothing"

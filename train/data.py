@@ -8,6 +8,7 @@
 users x 100 images x 3x128x128: 152 MB); in a batch it is float32, -1 to 1.
 """
 
+import math
 import os
 import re
 import struct
@@ -24,12 +25,13 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from train.errors import UserError
+from train.errors import CONTROL, UserError
 from train.progress import progress
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # told by content; Pillow calls PGM so
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".tif", ".tiff", ".webp")
 BITS_PER_SAMPLE, PHOTOMETRIC, BLACK_IS_ZERO = 258, 262, 1  # TIFF tags, and a value of the second
+MAX_RESOLUTION = 8192  # pixels: more is a slip of the finger
 MAX_UNREADABLE = 0.05  # of the files; with more left out, this is not the data set that was meant
 
 # What Pillow's decoders raise on damaged files, found by damaging a million. They promise no one exception.
@@ -62,15 +64,19 @@ class DataConfig:
     seed: int = 0  # of the split
 
     def __post_init__(self) -> None:
-        if self.resolution < 8:
-            raise ValueError(f"resolution must be at least 8 pixels, not {self.resolution}")
+        if not self.dir:
+            raise ValueError("dir is empty; give the folder that holds a folder of images per user")
+        if not 8 <= self.resolution <= MAX_RESOLUTION:
+            raise ValueError(f"resolution must be at least 8 and at most {MAX_RESOLUTION}, not {self.resolution}")
         if self.channels not in (1, 3):
             raise ValueError(f"channels must be 1 or 3, not {self.channels}")
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must lie between 0 and 1, not {self.validation_fraction}")
         try:
-            re.compile(self.recording_pattern or "")
-        except re.error as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", FutureWarning)  # of what re will one day read otherwise
+                re.compile(self.recording_pattern or "")
+        except (re.error, OverflowError, RecursionError, FutureWarning) as error:
             message = f"recording_pattern {self.recording_pattern!r} is no regular expression: {error}"
             raise ValueError(message) from None
 
@@ -93,7 +99,11 @@ def scan(folder: str | Path) -> tuple[list[str], list[list[Path]]]:
     folder = Path(folder)
     if not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder; data.dir is what holds a folder of images per user")
-    users = [entry for entry in _visible(folder) if os.path.isdir(entry)]
+    entries = _visible(folder)
+    lost = [entry for entry in entries if entry.is_symlink() and not os.path.exists(entry)]
+    if lost:  # a user would be missing, and nobody told
+        raise UserError(f"{lost[0]}: is a link to nowhere; repair or remove it")
+    users = [entry for entry in entries if os.path.isdir(entry)]
     if not users:
         raise UserError(
             f"{folder}: there is no user in it; put each user's images into a folder named after the user, "
@@ -101,7 +111,7 @@ def scan(folder: str | Path) -> tuple[list[str], list[list[Path]]]:
         )
     files = [[entry for entry in _visible(user) if entry.suffix.lower() in SUFFIXES] for user in users]
     for path in [*users, *(path for own in files for path in own)]:
-        if re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", path.name):  # surrogates: bytes that are no UTF-8
+        if CONTROL.search(path.name):
             raise UserError(f"{folder}: rename {path.name!r}; such a name cannot be written into a text file")
     empty = [user.name for user, own in zip(users, files, strict=True) if not own]
     if empty:
@@ -142,6 +152,7 @@ def read_image(path: Path, resolution: int, channels: int) -> np.ndarray:
     """
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of metadata that Pillow cannot read; the pixels are whole
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             if not path.is_file():  # a pipe of that name would wait for ever
                 raise OSError("not a file")
@@ -224,7 +235,13 @@ def load_images(config: DataConfig) -> UserImages:
     user_names, files = scan(config.dir)
     todo = [(user, path) for user, own in enumerate(files) for path in own]
     shape = (len(todo), config.channels, config.resolution, config.resolution)
-    images = np.empty(shape, np.uint8)  # (N, C, H, W)
+    try:
+        images = np.empty(shape, np.uint8)  # (N, C, H, W)
+    except MemoryError:
+        raise UserError(
+            f"{config.dir}: {len(todo)} images at data.resolution {config.resolution} take "
+            f"{math.prod(shape) / 2**30:.0f} GiB, more memory than there is; lower data.resolution"
+        ) from None
     kept, unreadable = [], []
     for user, path in progress(todo, desc="reading images", unit="", leave=False):
         try:

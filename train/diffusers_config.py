@@ -4,6 +4,7 @@ What `diffusers` can be configured to and we cannot is listed with the one value
 any other value, and any option that is not known here, is refused by its name.
 """
 
+import math
 from pathlib import Path
 from types import UnionType
 from typing import get_args, get_origin
@@ -34,7 +35,7 @@ VAE_ONLY = {
     "shift_factor": None,
 }  # fmt: skip
 SCHEDULE_ONLY = {
-    "clip_sample": False, "set_alpha_to_one": True, "thresholding": False, "trained_betas": None,
+    "clip_sample": False, "thresholding": False, "trained_betas": None,
 }  # fmt: skip
 # Refused too, but not written: not every scheduler of `diffusers` knows them.
 SCHEDULE_ONLY_READ = {"timestep_type": "discrete", "use_flow_sigmas": False}
@@ -42,7 +43,7 @@ SCHEDULE_ONLY_READ = {"timestep_type": "discrete", "use_flow_sigmas": False}
 SCHEDULE_IGNORED = {
     "algorithm_type", "clip_sample_range", "dynamic_thresholding_ratio", "euler_at_final",
     "final_sigmas_type", "flow_shift", "interpolation_type", "lambda_min_clipped", "lower_order_final",
-    "sample_max_value", "sigma_max", "sigma_min", "skip_prk_steps", "solver_order", "solver_type",
+    "sample_max_value", "set_alpha_to_one", "sigma_max", "sigma_min", "skip_prk_steps", "solver_order", "solver_type",
     "steps_offset", "time_shift_type", "timestep_spacing", "use_beta_sigmas", "use_dynamic_shifting",
     "use_exponential_sigmas", "use_karras_sigmas", "use_lu_lambdas", "variance_type",
 }  # fmt: skip
@@ -90,12 +91,19 @@ class Options:
 
 
 def _is_a(kind, value) -> bool:
-    """Whether a value is what an annotation says: a type, a union, or tuple[T, ...]; True is not an int."""
+    """Whether a value is what an annotation says: a type, a union, or tuple[T, ...]; True is not an int.
+
+    JSON's numbers may be of any size, and NaN; here they must be of 64 bits, and finite.
+    """
     if isinstance(kind, UnionType):
         return any(_is_a(arm, value) for arm in get_args(kind))
     if get_origin(kind) is tuple:
         return isinstance(value, tuple) and all(_is_a(get_args(kind)[0], item) for item in value)
-    return kind is object or type(value) is kind or (kind is float and type(value) is int)
+    if kind is object:
+        return True
+    if not math.isfinite(value) if type(value) is float else type(value) is int and abs(value) >= 2**63:
+        return False
+    return type(value) is kind or (kind is float and type(value) is int)
 
 
 def unet_to_diffusers(config: UNetConfig) -> dict:

@@ -1,7 +1,11 @@
 """The one exception for bad input, and the "did you mean" that goes into its message."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+# What ends a line or is no character at all: control codes, line separators, surrogates (bytes that are no UTF-8).
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class UserError(Exception):
@@ -15,3 +19,8 @@ def nearest(word: str, words: Iterable[str]) -> str:
     """' (did you mean X?)' with the most similar of `words`, or '' when none is similar."""
     matches = get_close_matches(word, list(words), n=1)
     return f" (did you mean {matches[0]}?)" if matches else ""
+
+
+def one_line(text: str) -> str:
+    """The text with what would break its line, as a file's name may hold it, written out as an escape."""
+    return CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)

@@ -17,6 +17,7 @@ from train.errors import UserError
 from train.files import write_json
 from train.pictures import image_grid, save_picture
 from train.run_folder import CONFIG
+from train.sample import SETTINGS
 from train.split import evenly, load_split
 
 GRID_USERS, GRID_IMAGES = 6, 5
@@ -30,9 +31,11 @@ def main(argv: list[str] | None = None) -> None:
     config = cli.read_config(args, "ldm", default=args.model / CONFIG)
     names = pretrained.load_users(args.model)
     folder = args.images or args.model.parent / "generated"
+    if not (folder / SETTINGS).is_file():  # a folder of real images would be judged, and written to
+        raise UserError(f"{folder}: is not a folder that train.sample wrote; make one with python -m train.sample")
     files = [(user, path) for user, name in enumerate(names) for path in sorted((folder / name).glob("*.png"))]
     if not files:
-        raise UserError(f"{folder}: holds no generated images; make some with python -m train.sample")
+        raise UserError(f"{folder}: holds no image of a user of {args.model}; make some with python -m train.sample")
 
     data = load_images(config.data)
     if data.user_names != names:

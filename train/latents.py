@@ -26,6 +26,10 @@ class LatentsConfig:
     cache_latents: bool = True
     """Encode every image once, before training; otherwise in each step."""
 
+    def __post_init__(self) -> None:
+        if self.vae_path == "":
+            raise ValueError("vae_path is empty; give the folder of a VAE, or null")
+
 
 @torch.no_grad()
 def encode_moments(

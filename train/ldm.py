@@ -31,7 +31,7 @@ from train.loop import total_steps, train
 from train.optim import learning_rate, make_adamw, set_learning_rate
 from train.pictures import PICTURE_BATCH, image_grid, save_picture
 from train.randomness import generator, window_rows
-from train.run_folder import open_run, save_config, shared_split
+from train.run_folder import SPLIT, open_run, refuse_other_run, save_config, shared_split
 from train.split import Split, evenly, fingerprint, save_split
 from train.step import StepResult, optimizer_step
 
@@ -50,9 +50,12 @@ def main(argv: list[str] | None = None) -> None:
 
     vae_folder = vae_folder_of(config)
     vae = load_vae(vae_folder, config).to(device)
-    open_run(folder, config, "ldm")
+    refuse_other_run(folder, config, "ldm")
     data = load_images(config.data)
+    refuse_other_users(config, data)
     split = shared_split(data, config.data, folder, vae_folder)
+    open_run(folder, config, "ldm")  # only now that the input is known to be good
+    save_split(folder / SPLIT, split, data, config.data)
     model = train_denoiser(config, folder, device, vae, data, split)
     save_final_model(folder / "final_model", model, vae, config, data, split)
     print(f"LDM: model in {folder}/final_model, samples in {folder}/samples, curves in {folder}/curves.png")
@@ -135,11 +138,15 @@ def load_vae(folder: Path, config: Config) -> AutoencoderKL:
     return vae
 
 
-def build_denoiser(config: Config, num_users: int, latent_side: int) -> UserDenoiser:
-    if config.user_encoder.num_users not in (None, num_users):
+def refuse_other_users(config: Config, data: UserImages) -> None:
+    if config.user_encoder.num_users not in (None, len(data.user_names)):
         raise UserError(
-            f"user_encoder.num_users is {config.user_encoder.num_users} but {config.data.dir} has {num_users} users"
+            f"{config.data.dir}: holds {len(data.user_names)} users, but user_encoder.num_users is "
+            f"{config.user_encoder.num_users}; leave it out, or set it so"
         )
+
+
+def build_denoiser(config: Config, num_users: int, latent_side: int) -> UserDenoiser:
     unet = UNet2DConditionModel(replace(config.unet, sample_size=latent_side))
     return UserDenoiser(unet, UserConditionEncoder(replace(config.user_encoder, num_users=num_users)))
 

@@ -17,7 +17,7 @@ from nets.unet import UNet2DConditionModel
 from nets.vae import AutoencoderKL
 from train import diffusers_config as convert
 from train.diffusers_config import Options
-from train.errors import UserError
+from train.errors import CONTROL, UserError
 from train.files import load_tensors, read_json, replacing, write_json
 
 try:
@@ -68,6 +68,9 @@ def load(directory: Path | str, expected: type[nn.Module] | None = None) -> nn.M
     with torch.device("meta"):
         model = model_class(config)
     path, weights = _read_weights(Path(directory))
+    for key, tensor in weights.items():
+        if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
+            raise UserError(f"{path}: {key} is not a plain tensor of real numbers")
     weights = {_present_name(key): tensor.float() for key, tensor in weights.items()}
     _refuse_misfit(path, model.state_dict(), weights)
     model.load_state_dict(weights, strict=True, assign=True)
@@ -95,9 +98,13 @@ def load_users(directory: Path | str) -> list[str]:
     names = read_json(path).get("users")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: 'users' must be a list of names")
+    if not names:
+        raise UserError(f"{path}: names no user")
     for name in names:  # a user's images are written to a folder of that name
-        if Path(name).name != name or name in ("", ".", ".."):
+        if Path(name).name != name or name in ("", ".", "..") or CONTROL.search(name):
             raise UserError(f"{path}: the user {name!r} is not the name of a folder")
+        if names.count(name) > 1:
+            raise UserError(f"{path}: the user {name!r} stands there twice")
     return names
 
 
@@ -147,3 +154,5 @@ def _refuse_misfit(path: Path, expected: dict, found: dict) -> None:
                 f"{path}: {key} has shape {tuple(found[key].shape)}, "
                 f"but the config.json beside means {tuple(tensor.shape)}"
             )
+        if not found[key].isfinite().all():
+            raise UserError(f"{path}: {key} holds values that are no finite numbers; use an earlier model")

@@ -8,7 +8,7 @@ from train.config import Config
 from train.data import DataConfig, UserImages
 from train.errors import UserError
 from train.files import replacing
-from train.split import Split, load_split, make_split, save_split
+from train.split import Split, load_split, make_split
 
 CONFIG, SPLIT = "config.yaml", "split.json"
 MADE_BY = "# python -m train."
@@ -21,10 +21,15 @@ SAFE = {"num_epochs", "sample_interval", "save_interval", "keep_checkpoints", "o
 
 
 def open_run(folder: Path, config: Config, stage: str) -> None:
-    """Make the folder, or see that what is in it is this very run; write the config into it.
+    """Make the folder, or see that what is in it is this very run; write the config into it."""
+    refuse_other_run(folder, config, stage)
+    save_config(config, folder, stage)
 
-    UserError where the folder holds something else, or a run whose config differs in what decides its
-    results; nothing is then changed.
+
+def refuse_other_run(folder: Path, config: Config, stage: str) -> None:
+    """UserError where the folder holds something else, or a run whose config differs in what decides its results.
+
+    Nothing is written: a run that does not come to its first step leaves no folder that the next try must respect.
     """
     path = folder / CONFIG
     if path.is_file():
@@ -41,9 +46,13 @@ def open_run(folder: Path, config: Config, stage: str) -> None:
                 f"{folder}: holds a run of another config ({shown}{'; ...' if differing[3:] else ''}); "
                 "use another output_dir, or the config of that run"
             )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif not is_free(folder):
         raise UserError(f"{folder}: is not empty and not the folder of a {stage} run; use another output_dir")
-    save_config(config, folder, stage)
+
+
+def is_free(folder: Path) -> bool:
+    """Whether a folder can be made of this path, or there is one with nothing but hidden files in it."""
+    return not folder.exists() or (folder.is_dir() and all(entry.name.startswith(".") for entry in folder.iterdir()))
 
 
 def save_config(config: Config, folder: Path, stage: str | None = None) -> None:
@@ -54,12 +63,10 @@ def save_config(config: Config, folder: Path, stage: str | None = None) -> None:
 
 
 def shared_split(data: UserImages, config: DataConfig, folder: Path, vae_folder: Path | None = None) -> Split:
-    """The split of this run: its own from before, else its VAE's, else a new one; saved in its folder."""
+    """The split of this run: its own from before, else its VAE's, else a new one."""
     places = [place / SPLIT for place in (folder, vae_folder) if place is not None]
     saved = next((path for path in places if path.is_file()), None)
-    split = load_split(saved, data, config) if saved else make_split(data, config)
-    save_split(folder / SPLIT, split, data, config)
-    return split
+    return load_split(saved, data, config) if saved else make_split(data, config)
 
 
 def _flat(config: Config, stage: str) -> dict[str, object]:

@@ -15,7 +15,6 @@ As in the model, nothing pins the standing foot to the ground: it slides forward
 Letters: `N` times (s), `S` scatterers, `R` rows or columns of a picture. Axes: x ahead, y left, z up.
 """
 
-import argparse
 import math
 import os
 import shutil
@@ -26,7 +25,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from train import cli
+from train.errors import UserError
 from train.progress import progress
+from train.run_folder import is_free
 
 WAVELENGTH = 299_792_458 / 24e9  # m, of a 24 GHz radar
 SAMPLE_RATE = 1408  # Hz; shown from -1/4 to 3/4 of it: -2.2 to 6.6 m/s, as everybody walks to the radar
@@ -279,25 +281,22 @@ def simulate(people, images_per_user: int, resolution: int = 128, seed: int = 0)
                 yield f"ID{person}", f"rec{number:02d}_{window:02d}.png", image
 
 
-def positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
-
-
 def main(argv: list[str] | None = None) -> None:
     """Writes ID1/rec01_00.png, ...: user, recording, picture; split them by recording."""
-    parser = argparse.ArgumentParser(prog="python -m train.simulate", description=__doc__.splitlines()[0])
+    parser = cli.Parser("simulate", __doc__.splitlines()[0])
     parser.add_argument("--output_dir", "--output-dir", type=Path, required=True)
-    parser.add_argument("--users", type=positive, default=31)
-    parser.add_argument("--images_per_user", "--images-per-user", type=positive, default=100)
-    parser.add_argument("--resolution", type=positive, default=128)
+    parser.add_argument("--users", type=int, default=31)
+    parser.add_argument("--images_per_user", "--images-per-user", type=int, default=100)
+    parser.add_argument("--resolution", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
+    for flag, least in (("users", 1), ("images_per_user", 1), ("resolution", 8), ("seed", 0)):
+        if getattr(args, flag) < least:
+            raise UserError(f"--{flag} {getattr(args, flag)}: must be at least {least}")
 
     output = args.output_dir.absolute()
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        parser.error(f"{output} exists and is not an empty folder: delete it or name another --output_dir")
+    if not is_free(output):
+        raise UserError(f"{args.output_dir}: is not an empty folder; delete it or name another --output_dir")
     part = output.with_name(f".{output.name}.{os.getpid()}.part")  # renamed when whole
     part.mkdir(parents=True)
     try:
@@ -312,4 +311,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

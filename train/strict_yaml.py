@@ -29,6 +29,7 @@ INT = re.compile(r"[-+]?(0|[1-9][0-9_]{,24})")  # bounded: int() refuses very lo
 FLOAT = re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 NOT_FINITE = re.compile(r"[-+]?\.?(inf|nan)", re.IGNORECASE)
 BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+UNWRITABLE = re.compile(r"[\0\ud800-\udfff]")  # in a file's name or text; surrogates are halves of a character
 NULLS = {"", "~", "null", "Null", "NULL"}
 WORDS = {
     bool: "true or false",
@@ -252,7 +253,7 @@ def _value(kind: Any, node: Node, name: str) -> Any:
             kinds = args[:1] * len(node.value) if args[-1] is Ellipsis else args
             items = zip(kinds, node.value, strict=True)
             return tuple(_value(kind, item, f"{name}[{i}]") for i, (kind, item) in enumerate(items))
-    elif kind is str and node.override is not None:
+    elif kind is str and node.override is not None and not UNWRITABLE.search(node.override):
         return node.override
     elif isinstance(node.value, str):
         for value in _readings(kind, node):
@@ -262,6 +263,8 @@ def _value(kind: Any, node: Node, name: str) -> Any:
         hint = nearest(node.value, map(str, args))
     elif isinstance(node.value, str) and str in (kind, *args):
         hint = "; put it in quotes if it is text"
+        if UNWRITABLE.search(node.override or node.value):
+            hint = ", which holds a character that no file can hold"
     raise UserError(f"{node.origin}: {name} must be {_describe(kind)}, not {node}{hint}")
 
 
@@ -273,7 +276,7 @@ def _readings(kind: Any, node: Node) -> Iterator[Any]:
             if text == choice if isinstance(choice, str) else choice in _readings(type(choice), node):
                 yield choice
     elif kind is str:
-        if node.quoted or not _looks_typed(text):
+        if (node.quoted or not _looks_typed(text)) and not UNWRITABLE.search(text):
             yield text
     elif kind not in WORDS:
         raise TypeError(f"strict_yaml knows no annotation {kind}")

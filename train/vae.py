@@ -24,7 +24,7 @@ from train.loop import total_steps, train
 from train.optim import learning_rate, make_adamw, set_learning_rate
 from train.pictures import PICTURE_BATCH, image_grid, save_picture
 from train.randomness import generator, window_rows
-from train.run_folder import open_run, save_config, shared_split
+from train.run_folder import SPLIT, open_run, refuse_other_run, save_config, shared_split
 from train.split import Split, evenly, fingerprint, save_split
 from train.step import StepResult, optimizer_step
 from train.vae_loss import Adversary, load_vgg16, vae_losses
@@ -41,9 +41,11 @@ def main(argv: list[str] | None = None) -> None:
     folder = Path(training.output_dir)
     device = pick_device()
     refuse_emulated_precision(device, training.mixed_precision)
-    open_run(folder, config, "vae")
+    refuse_other_run(folder, config, "vae")
     data = load_images(config.data)
     split = shared_split(data, config.data, folder)
+    open_run(folder, config, "vae")  # only now that the input is known to be good
+    save_split(folder / SPLIT, split, data, config.data)
 
     vae = train_vae(config, folder, device, data, split)
     finish(vae, config, folder, device, data, split)
