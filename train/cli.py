@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from train import strict_yaml
+from train import parallel, strict_yaml
 from train.config import Config
 from train.errors import UserError, nearest, one_line
 
@@ -87,7 +87,8 @@ def read_config(
 def run(main: Callable[[list[str] | None], int | None]) -> None:
     """Run a command; bad input ends it with one sentence and exit status 2."""
     try:
-        status = main(None)
+        with parallel.processes():
+            status = main(None)
         sys.stdout.flush()
         sys.exit(status)
     except BrokenPipeError:  # the reader has seen enough, as in `| head`

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nets.vae import AutoencoderKL
+from train import parallel
 from train.data import UserImages
 from train.files import replacing, tensors_hash, write_json
 from train.progress import progress
@@ -69,7 +70,10 @@ def cached_moments(vae: AutoencoderKL, data: UserImages, folder: Path, device: t
     The file's name is a hash of the VAE and of the images, so that it is never a stale one.
     """
     path = folder / f"{_key(vae, data)}.npy"
-    if not path.is_file():
+
+    def write() -> None:
+        if path.is_file():
+            return
         shape = (len(data), 2, *latent_shape(vae, data))
         with replacing(path) as temporary:
             array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
@@ -78,6 +82,8 @@ def cached_moments(vae: AutoencoderKL, data: UserImages, folder: Path, device: t
                 array[start : start + len(moments)] = moments.numpy()
                 start += len(moments)
             array.flush()
+
+    parallel.on_main(write)
     return torch.from_numpy(np.load(path, mmap_mode="c"))  # "c": never written back, but torch may map it
 
 

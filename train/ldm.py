@@ -16,7 +16,7 @@ from nets.checkpointing import set_checkpointing
 from nets.condition import UserConditionEncoder
 from nets.unet import UNet2DConditionModel
 from nets.vae import AutoencoderKL
-from train import cli, pretrained
+from train import cli, parallel, pretrained
 from train.checkpoint import Unchanged
 from train.config import Config
 from train.data import UserImages, draw_flips, load_images
@@ -50,14 +50,19 @@ def main(argv: list[str] | None = None) -> None:
 
     vae_folder = vae_folder_of(config)
     vae = load_vae(vae_folder, config).to(device)
-    refuse_other_run(folder, config, "ldm")
+    parallel.on_main(lambda: refuse_other_run(folder, config, "ldm"))
     data = load_images(config.data)
     refuse_other_users(config, data)
-    split = shared_split(data, config.data, folder, vae_folder)
-    open_run(folder, config, "ldm")  # only now that the input is known to be good
-    save_split(folder / SPLIT, split, data, config.data)
+
+    def begin() -> Split:
+        split = shared_split(data, config.data, folder, vae_folder)
+        open_run(folder, config, "ldm")  # only now that the input is known to be good
+        save_split(folder / SPLIT, split, data, config.data)
+        return split
+
+    split = parallel.on_main(begin)
     model = train_denoiser(config, folder, device, vae, data, split)
-    save_final_model(folder / "final_model", model, vae, config, data, split)
+    parallel.on_main(lambda: save_final_model(folder / "final_model", model, vae, config, data, split))
     print(f"LDM: model in {folder}/final_model, samples in {folder}/samples, curves in {folder}/curves.png")
 
 
@@ -72,7 +77,8 @@ def train_denoiser(
     set_checkpointing(model, training.gradient_checkpointing)
     schedule = make_schedule(config.schedule)
     ema = EMA(model, training.ema_decay)
-    optimizer = make_adamw(model.trained_parameters(), training.optimizer)
+    optimizer = make_adamw(model.trained_parameters(), training.optimizer, training.shard_optimizer)
+    everyone = parallel.add_gradients(model.trained_parameters())
     scaler = grad_scaler(device, training.mixed_precision)
     half = partial(autocast, device, training.mixed_precision)
     steps = total_steps(len(split.train), training)
@@ -95,7 +101,7 @@ def train_denoiser(
         set_learning_rate(optimizer, learning_rate(training.optimizer, step, steps))
         result = optimizer_step(
             losses, len(rows), training.batch_size, model.trained_parameters(), optimizer, scaler, half,
-            training.optimizer.max_grad_norm,
+            training.optimizer.max_grad_norm, everyone,
         )  # fmt: skip
         if result.taken:
             ema.update(model)

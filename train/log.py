@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from train import parallel
 from train.files import replacing
 from train.pictures import line_chart, save_picture
 
@@ -13,9 +14,15 @@ except ImportError:  # optional
 
 
 class RunLog:
-    """Metrics by optimizer step. Started at step N, it forgets what an earlier run logged after N."""
+    """Metrics by optimizer step. Started at step N, it forgets what an earlier run logged after N.
+
+    Only the first process writes.
+    """
 
     def __init__(self, folder: Path, start_step: int):
+        self.writes = parallel.rank() == 0
+        if not self.writes:
+            return
         self.path = folder / "metrics.jsonl"
         self.curves_path = folder / "curves.png"
         self.lines = [line for line in _read_lines(self.path) if line["step"] <= start_step]
@@ -24,6 +31,8 @@ class RunLog:
         self.tensorboard = SummaryWriter(folder / "tensorboard", purge_step=start_step + 1) if SummaryWriter else None
 
     def write(self, step: int, **values: float) -> None:
+        if not self.writes:
+            return
         self.lines.append({"step": step, **values})
         with open(self.path, "a") as file:
             file.write(json.dumps(self.lines[-1]) + "\n")
@@ -33,6 +42,8 @@ class RunLog:
 
     def draw_curves(self, title: str, *names: str) -> None:
         """A picture of these metrics over the optimizer steps."""
+        if not self.writes:
+            return
         series = {name: [(line["step"], line[name]) for line in self.lines if name in line] for name in names}
         save_picture(line_chart(f"{title}, by optimizer step", series), self.curves_path)
 

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 
+from train import parallel
 from train.checkpoint import load_latest, save_checkpoint
 from train.device import MixedPrecision, peak_memory
 from train.errors import UserError
@@ -38,6 +39,8 @@ class TrainingConfig:
     save_interval: int = 1000
     """Optimizer steps between checkpoints."""
     keep_checkpoints: int = 2
+    shard_optimizer: bool = False
+    """Divide the optimizer's state among the processes of a torchrun; a single one keeps it all."""
     optimizer: OptimConfig = OptimConfig()  # noqa: RUF009 (frozen)
 
     def __post_init__(self):
@@ -55,6 +58,8 @@ class TrainingConfig:
 
 
 class Stateful(Protocol):
+    """What a checkpoint holds; all processes ask for it together, and the first one's answer is saved."""
+
     def state_dict(self) -> dict: ...
     def load_state_dict(self, state: dict) -> object: ...
 
@@ -105,12 +110,14 @@ def train(
                     f"loss {result.losses['loss']:.4f}, {speed:.1f} images/s, {memory / 2**30:.2f} GiB", refresh=False
                 )
             if step % config.sample_interval == 0 or step == total_steps:
-                log.write(step, **validate(step))
+                log.write(step, **parallel.on_main(lambda at=step: validate(at)))
                 log.draw_curves(title, *curves)
                 logged_time = time.perf_counter()
             if step % config.save_interval == 0 or step == total_steps:
                 saved = {name: part.state_dict() for name, part in state.items()}
-                save_checkpoint(checkpoints, step, saved, config.keep_checkpoints)
+                parallel.on_main(
+                    lambda at=step, saved=saved: save_checkpoint(checkpoints, at, saved, config.keep_checkpoints)
+                )
 
 
 def total_steps(samples: int, config: TrainingConfig) -> int:

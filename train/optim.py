@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from train import parallel
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -39,11 +41,12 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-def make_adamw(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
-    """Loshchilov and Hutter 2019."""
-    return torch.optim.AdamW(
-        parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
-    )
+def make_adamw(parameters: Iterable[nn.Parameter], config: OptimConfig, shard: bool = False) -> torch.optim.Optimizer:
+    """Loshchilov and Hutter 2019. `shard` divides its state among the processes, where there are several."""
+    make = torch.optim.AdamW
+    if shard and parallel.world_size() > 1:
+        from train.sharding import ShardedAdamW as make  # here, since it takes a second that few runs need
+    return make(parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -17,7 +17,10 @@ SECTIONS = {
     "ldm": ("seed", "data", "latents", "user_encoder", "unet", "schedule", "ldm_loss", "ldm_training"),
 }
 # What may change while a run goes on: how long, how often, and where things are.
-SAFE = {"num_epochs", "sample_interval", "save_interval", "keep_checkpoints", "output_dir", "dir", "vae_path"}
+SAFE = {
+    "num_epochs", "sample_interval", "save_interval", "keep_checkpoints", "shard_optimizer", "output_dir", "dir",
+    "vae_path",
+}  # fmt: skip
 
 
 def open_run(folder: Path, config: Config, stage: str) -> None:

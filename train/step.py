@@ -6,15 +6,16 @@ was taken. What counts steps (learning rate, moving average, intervals) advances
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from train import parallel
 from train.errors import UserError
-
-Losses = Callable[[slice], dict[str, Tensor]]
+from train.parallel import Losses
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ def optimizer_step(
     scaler: torch.amp.GradScaler,
     autocast: Callable[[], AbstractContextManager],
     max_grad_norm: float,
+    everyone: DistributedDataParallel | None = None,
 ) -> StepResult:
     """Take one step on the mean of the `window` samples' losses, `micro_batch` of them at a time.
 
@@ -43,20 +45,30 @@ def optimizer_step(
     Every sample weighs 1/window, so any way of cutting the window gives the same gradient, also when the
     last micro-batch is short.
 
+    `everyone` (of `parallel.add_gradients`) divides the window among all processes. They communicate in their last
+    micro-batch only, and all end with the same gradient, hence the same step.
+
     Raises UserError where the gradient is not finite in fp32 or bf16, before any weight has changed.
     """
     totals: dict[str, Tensor] = {}
     optimizer.zero_grad(set_to_none=True)
-    for start in range(0, window, micro_batch):
-        with autocast():
-            parts = losses(slice(start, min(start + micro_batch, window)))
-        scaler.scale(parts["loss"].sum() / window).backward()
+    share = parallel.share(window) if everyone else range(window)
+    starts = share[::micro_batch] or [share.start]  # an empty share takes part in the sum
+    for start in starts:
+        rows = slice(start, min(start + micro_batch, share.stop))
+        with everyone.no_sync() if everyone and start != starts[-1] else nullcontext():
+            with autocast():
+                parts = everyone(losses, rows) if everyone else losses(rows)
+            scaler.scale(parts["loss"].sum() / window).backward()
         for name, per_sample in parts.items():
             totals[name] = totals.get(name, 0.0) + per_sample.detach().float().sum() / window
 
     scaler.unscale_(optimizer)  # once, so that the norm is that of the true gradient
     grad_norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm))
     means = {name: float(total) for name, total in totals.items()}
+    if everyone:
+        shares = parallel.gather(means)
+        means = {name: sum(part.get(name, 0.0) for part in shares) for name in shares[0]}
     if not scaler.is_enabled() and not math.isfinite(grad_norm):
         raise UserError(
             f"the gradient is not finite (loss {means['loss']}), so it changed no weight. "

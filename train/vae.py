@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nets.checkpointing import set_checkpointing
 from nets.vae import AutoencoderKL
-from train import cli, pretrained
+from train import cli, parallel, pretrained
 from train.checkpoint import Unchanged
 from train.config import Config
 from train.data import UserImages, draw_flips, load_images, to_uint8
@@ -41,14 +41,19 @@ def main(argv: list[str] | None = None) -> None:
     folder = Path(training.output_dir)
     device = pick_device()
     refuse_emulated_precision(device, training.mixed_precision)
-    refuse_other_run(folder, config, "vae")
+    parallel.on_main(lambda: refuse_other_run(folder, config, "vae"))
     data = load_images(config.data)
-    split = shared_split(data, config.data, folder)
-    open_run(folder, config, "vae")  # only now that the input is known to be good
-    save_split(folder / SPLIT, split, data, config.data)
+
+    def begin() -> Split:
+        split = shared_split(data, config.data, folder)
+        open_run(folder, config, "vae")  # only now that the input is known to be good
+        save_split(folder / SPLIT, split, data, config.data)
+        return split
+
+    split = parallel.on_main(begin)
 
     vae = train_vae(config, folder, device, data, split)
-    finish(vae, config, folder, device, data, split)
+    parallel.on_main(lambda: finish(vae, config, folder, device, data, split))
 
 
 def train_vae(config: Config, folder: Path, device: torch.device, data: UserImages, split: Split) -> AutoencoderKL:
@@ -61,7 +66,8 @@ def train_vae(config: Config, folder: Path, device: torch.device, data: UserImag
         vae = AutoencoderKL(replace(config.vae, sample_size=config.data.resolution)).to(device)
     set_checkpointing(vae, training.gradient_checkpointing)
     ema = EMA(vae, training.ema_decay)
-    optimizer = make_adamw(vae.parameters(), training.optimizer)
+    optimizer = make_adamw(vae.parameters(), training.optimizer, training.shard_optimizer)
+    everyone = parallel.add_gradients(vae.parameters())
     scaler = grad_scaler(device, training.mixed_precision)
     half = partial(autocast, device, training.mixed_precision)
     vgg16 = load_vgg16(config.vae_loss.perceptual_weights).to(device) if config.vae_loss.perceptual_weight else None
@@ -87,7 +93,7 @@ def train_vae(config: Config, folder: Path, device: torch.device, data: UserImag
         set_learning_rate(optimizer, rate)
         result = optimizer_step(
             losses, len(rows), training.batch_size, list(vae.parameters()), optimizer, scaler, half,
-            training.optimizer.max_grad_norm,
+            training.optimizer.max_grad_norm, everyone,
         )  # fmt: skip
         if result.taken:
             ema.update(vae)

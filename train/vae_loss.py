@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from nets.discriminator import PatchDiscriminator
 from nets.perceptual import VGG16Distance
 from nets.vae import AutoencoderKL, DiagonalGaussian
+from train import parallel
 from train.device import MixedPrecision, grad_scaler
 from train.errors import UserError
 from train.files import load_tensors
@@ -109,6 +110,7 @@ class Adversary:
         self.config, self.optim = config, optim
         self.discriminator = PatchDiscriminator(image_channels).to(device)
         self.optimizer = make_adamw(self.discriminator.parameters(), optim)
+        self.everyone = parallel.add_gradients(self.discriminator.parameters())
         self.scaler = grad_scaler(device, precision)
         self.adaptive_weight = 0.0
         self._forget_window()
@@ -136,22 +138,26 @@ class Adversary:
     def finish_window(
         self, images: Tensor, micro_batch: int, autocast: Callable[[], AbstractContextManager]
     ) -> dict[str, float]:
-        """After the VAE's step: take the discriminator's own, and weigh the next window."""
-        fakes = torch.cat(self.fakes)
+        """After the VAE's step on images (B, I, H, W): take the discriminator's own, and weigh the next window."""
+        fakes, start = torch.cat(self.fakes or [images[:0]]), parallel.share(len(images)).start
         self.discriminator.requires_grad_(True)
 
         def losses(rows: slice) -> dict[str, Tensor]:
-            real, fake = self.discriminator(images[rows]), self.discriminator(fakes[rows])
+            fake = fakes[rows.start - start : rows.stop - start]  # they are of this process's share only
+            real, fake = self.discriminator(images[rows]), self.discriminator(fake)
             return {"loss": 0.5 * (F.relu(1 - real) + F.relu(1 + fake)).flatten(1).mean(1)}
 
         try:
             result = optimizer_step(
                 losses, len(images), micro_batch, list(self.discriminator.parameters()), self.optimizer,
-                self.scaler, autocast, self.optim.max_grad_norm,
+                self.scaler, autocast, self.optim.max_grad_norm, self.everyone,
             )  # fmt: skip
         except UserError as error:
             raise UserError(f"the discriminator: {error}") from None
-        wanted, adversarial = self.reconstruction_gradient.norm(), self.adversarial_gradient.norm()
+        wanted, adversarial = (
+            sum(parallel.gather(torch.as_tensor(gradient).cpu())).norm()
+            for gradient in (self.reconstruction_gradient, self.adversarial_gradient)
+        )
         ratio = float(wanted / (adversarial + 1e-4 * len(images)))  # sums over the window; 1e-4 is for means
         if math.isfinite(ratio):  # fp16 may overflow
             self.adaptive_weight = min(ratio, 1e4)
