@@ -68,7 +68,7 @@ def processes() -> Iterator[None]:
             sys.exit(2)
         if alone:
             raise UserError(
-                "a process of this run has ended, and so do the others; started again, they go on from the last checkpoint"
+                "a process of this run has ended, so the others do; started again, it goes on from its last checkpoint"
             ) from error
         raise
     dist.destroy_process_group()
