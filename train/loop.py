@@ -28,7 +28,7 @@ class TrainingConfig:
     output_dir: str
     num_epochs: int
     batch_size: int
-    """Images that go through the model at once (the micro-batch)."""
+    """Images that go through the model at once (the micro-batch), in each process."""
     gradient_accumulation_steps: int = 1
     """Micro-batches in one optimizer step."""
     mixed_precision: MixedPrecision = "no"
@@ -53,7 +53,7 @@ class TrainingConfig:
 
     @property
     def window(self) -> int:
-        """Images that one optimizer step learns from."""
+        """Images that one optimizer step learns from, in all processes together."""
         return self.batch_size * self.gradient_accumulation_steps
 
 
