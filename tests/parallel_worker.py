@@ -65,7 +65,7 @@ class Denoising:
         return {name: weight.clone() for name, weight in self.model.state_dict().items()}
 
 
-def learn(*args, steps: int = 12, **options) -> dict:
+def learn(*args, steps: int = 8, **options) -> dict:
     """Weights, losses and norms after some steps."""
     run = Denoising(*args, **options)
     results = [run.step(number) for number in range(steps)]
