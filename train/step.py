@@ -17,6 +17,10 @@ from train.errors import UserError
 Losses = Callable[[slice], dict[str, Tensor]]
 
 
+class NotFinite(UserError):
+    """A loss or a gradient is not a finite number. No weight has been changed by it."""
+
+
 @dataclass(frozen=True)
 class StepResult:
     taken: bool
@@ -43,7 +47,9 @@ def optimizer_step(
     Every sample weighs 1/window, so any way of cutting the window gives the same gradient, also when the
     last micro-batch is short.
 
-    Raises UserError where the gradient is not finite in fp32 or bf16, before any weight has changed.
+    Raises NotFinite where loss or gradient are not finite in fp32 or bf16, before any weight has changed.
+    torch.OutOfMemoryError leaves the step to be tried again with a smaller micro-batch; where it is the
+    optimizer that finds no memory, weights may be half changed and no micro-batch is small enough: UserError.
     """
     totals: dict[str, Tensor] = {}
     optimizer.zero_grad(set_to_none=True)
@@ -57,12 +63,15 @@ def optimizer_step(
     scaler.unscale_(optimizer)  # once, so that the norm is that of the true gradient
     grad_norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm))
     means = {name: float(total) for name, total in totals.items()}
-    if not scaler.is_enabled() and not math.isfinite(grad_norm):
-        raise UserError(
-            f"the gradient is not finite (loss {means['loss']}), so it changed no weight. "
-            "Try a lower learning_rate, a longer warm-up, or mixed_precision no"
-        )
+    if not scaler.is_enabled() and not math.isfinite(grad_norm + means["loss"]):
+        raise NotFinite(f"loss {means['loss']:.4g} and gradient norm {grad_norm:.4g} are not both finite")
     scale = scaler.get_scale()
-    scaler.step(optimizer)
+    try:
+        scaler.step(optimizer)
+    except torch.OutOfMemoryError:
+        raise UserError(
+            "there is no memory for the optimizer's state or temporaries, whatever the batch_size; "
+            "use a smaller model, or a larger card (python -m train.memcheck shows what takes how much)"
+        ) from None
     scaler.update()
     return StepResult(taken=scaler.get_scale() >= scale, losses=means, grad_norm=grad_norm)
