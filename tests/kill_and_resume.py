@@ -17,28 +17,32 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from tests.tiny import make_images
-from train import ldm, vae
+from train import cli, ldm, vae
 from train.checkpoint import load_latest
 
 ROOT = Path(__file__).parent.parent
 COMMON = ["--config", str(ROOT / "tests/tiny.yaml"), "--output_dir", "run", "--save_interval", "2"]
 ARGUMENTS = {
-    "vae": ["--num_epochs", "6", "--resolution", "32", "--sample_interval", "5", "--set",
+    "vae": ["--resolution", "32", "--sample_interval", "5", "--set",
             "vae_loss.adversarial_weight=0.5", "--set", "vae_loss.adversarial_start=3"],
-    "ldm": ["--num_epochs", "6", "--sample_interval", "7", "--mixed_precision", "fp16"],
+    "ldm": ["--sample_interval", "7", "--mixed_precision", "fp16"],
 }  # fmt: skip
 LIMIT = 600  # seconds after which a process that does not end is taken to hang
 processes = multiprocessing.get_context("forkserver")  # children that have torch already, and no threads
+processes.set_forkserver_preload(["tests.kill_and_resume"])
 
 
 def start(stage: str, arguments: list[str], folder: Path) -> multiprocessing.Process:
@@ -52,8 +56,10 @@ def start(stage: str, arguments: list[str], folder: Path) -> multiprocessing.Pro
 def _command(stage: str, arguments: list[str], folder: Path) -> None:
     os.chdir(folder)
     torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore that a killed process leaves behind
+    sys.argv[1:] = arguments
     with open("output.txt", "a") as output, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-        {"vae": vae.main, "ldm": ldm.main}[stage](arguments)
+        cli.run(lambda _: {"vae": vae.main, "ldm": ldm.main}[stage](arguments))
 
 
 def finish(process: multiprocessing.Process, folder: Path) -> None:
@@ -77,7 +83,8 @@ def kill_somewhere(process: multiprocessing.Process, folder: Path, chance: rando
         process.join(chance.uniform(0, seconds))
     process.kill()
     process.join()
-    if process.exitcode == 0:
+    if process.exitcode != -signal.SIGKILL:
+        finish(process, folder)
         return None
     if half_written(checkpoints):
         return "inside a save"
@@ -123,39 +130,36 @@ def losses(folder: Path) -> list[dict]:
     return [{k: v for k, v in line.items() if k not in ("images_per_second", "peak_memory_bytes")} for line in lines]
 
 
+def undisturbed(stage: str, arguments: list[str], folder: Path) -> Path:
+    """The folder of a run that nobody kills."""
+    finish(start(stage, arguments, folder), folder)
+    return folder
+
+
 def trial(stage: str, arguments: list[str], folder: Path, kills: int, seed: int) -> Counter:
     """Kill this training so often; how many kills fell where. AssertionError where an end is not the same."""
-    processes.set_forkserver_preload(["tests.kill_and_resume"])
-    whole, killed = folder / "whole", folder / "killed"
-    for _ in range(2):  # the first also loads what the next ones have in memory
-        shutil.rmtree(whole, ignore_errors=True)
-        began = time.monotonic()
-        finish(start(stage, arguments, whole), whole)
+    killed, began = folder / "killed", time.monotonic()
+    whole = undisturbed(stage, arguments, folder / "whole")
     seconds = time.monotonic() - began
     chance, where, ends = random.Random(seed), Counter(), 0
     while where.total() < kills:
-        place = kill_somewhere(process := start(stage, arguments, killed), killed, chance, seconds)
+        place = kill_somewhere(start(stage, arguments, killed), killed, chance, seconds)
         if place:
             where[place] += 1
         if not place or where.total() == kills:
-            finish(start(stage, arguments, killed) if place else process, killed)
-            assert_same_end(whole, killed)
+            assert_same_end(whole, undisturbed(stage, arguments, killed) if place else killed)
             shutil.rmtree(killed)
             ends += 1
-        if sys.stderr.isatty() or where.total() % 10 == 0:
             print(f"{stage}: {where.total()} of {kills} kills, {ends} runs came to their end", file=sys.stderr)
     where["runs that came to their end, all in the same bytes"] = ends
     return where
 
 
-def commands(folder: Path) -> dict[str, list[str]]:
+def commands(folder: Path, epochs: int) -> dict[str, list[str]]:
     """The arguments of both trainings; they share images, and the LDM has the VAE of an undisturbed run."""
-    data = make_images(folder / "data")
-    common = [*COMMON, "--data_dir", str(data)]
-    return {
-        "vae": [*common, *ARGUMENTS["vae"]],
-        "ldm": [*common, *ARGUMENTS["ldm"], "--vae_path", str(folder / "vae_for_ldm/run/final_model")],
-    }
+    common = [*COMMON, "--data_dir", str(make_images(folder / "data")), "--num_epochs", str(epochs)]
+    trained = undisturbed("vae", common, folder / "vae_for_ldm") / "run/final_model"
+    return {"vae": [*common, *ARGUMENTS["vae"]], "ldm": [*common, *ARGUMENTS["ldm"], "--vae_path", str(trained)]}
 
 
 def main() -> None:
@@ -165,9 +169,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        arguments = commands(folder)
-        plain = [*COMMON, "--data_dir", str(folder / "data")]
-        finish(start("vae", plain, folder / "vae_for_ldm"), folder / "vae_for_ldm")
+        arguments = commands(folder, epochs=6)
         for stage in ("vae", "ldm"):
             began = time.monotonic()
             where = trial(stage, arguments[stage], folder / stage, args.kills, args.seed)

@@ -6,7 +6,6 @@ import math
 import os
 import signal
 import time
-import weakref
 from functools import partial
 
 import pytest
@@ -14,13 +13,12 @@ import torch
 
 from tests.test_step import CPU, Problem, scaler, step
 from train import cli
-from train.auto_batch import MicroBatch
 from train.checkpoint import load_latest
 from train.ema import EMA
 from train.errors import UserError
 from train.loop import MAX_LOST, MAX_SKIPPED, Best, TrainingConfig, train
 from train.optim import OptimConfig, learning_rate, make_adamw, set_learning_rate
-from train.step import StepResult, optimizer_step
+from train.step import StepResult
 from train.stopping import NOT_DONE, Stop, Stopped
 
 FALLING = OptimConfig(learning_rate=0.01, warmup_steps=2)
@@ -134,6 +132,20 @@ def test_a_run_started_again_goes_on_after_its_last_checkpoint_and_ends_in_the_s
     resumed = Run(tmp_path / "b", save_interval=3)()
     assert resumed.asked == [3, 4, 5, 6]
     assert_same_end(whole, resumed)
+
+
+def test_the_log_of_a_resumed_run_has_each_step_once(tmp_path):
+    run = partial(Run, tmp_path, sample_interval=1, save_interval=2)
+
+    def dies(number):
+        if number == 5:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(before=dies)()
+    run()()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "score" in line] == list(range(1, 8))
 
 
 # ---- losses that are not finite
@@ -292,109 +304,3 @@ def test_a_command_that_was_stopped_says_so_and_exits_with_its_status(capsys):
 def test_a_run_of_no_hours_is_refused(hours):
     with pytest.raises(ValueError, match="max_hours must be positive"):
         training("x", max_hours=hours)
-
-
-# ---- out of memory
-
-
-def fit(auto=True, fails=None, micro_batch=6, steps=4, where="forward", saved=None):
-    """Steps of a problem in which attempt `fails(attempt, images)` runs out of memory; the weights at the end."""
-    problem = Problem(6)
-    optimizer, one = make_adamw(problem.parameters(), FALLING), scaler(init_scale=8.0)
-    config = TrainingConfig("x", num_epochs=1, batch_size=micro_batch, gradient_accumulation_steps=6 // micro_batch,
-                            auto_batch=auto)  # fmt: skip
-    micro, calls = MicroBatch(config, micro_batch), itertools.count()
-    if saved:
-        micro.load_state_dict(saved)
-
-    def losses(rows: slice) -> dict[str, torch.Tensor]:
-        loss, call = problem.losses(rows)["loss"], next(calls)
-
-        def full(*_):
-            if fails and fails(call, len(loss)):
-                raise torch.OutOfMemoryError("injected")
-
-        full() if where == "forward" else loss.register_hook(full)
-        return {"loss": loss}
-
-    for number in range(steps):
-        set_learning_rate(optimizer, learning_rate(FALLING, number, steps))
-        result = micro.fitting(lambda size: optimizer_step(
-            losses, 6, size, problem.parameters(), optimizer, one, partial(torch.autocast, "cpu", enabled=False), 1.0
-        ))  # fmt: skip
-        assert result.taken
-    assert one.get_scale() == 8.0
-    return problem.weights(), micro
-
-
-@pytest.mark.parametrize("where", ["forward", "backward"])
-@pytest.mark.parametrize(("largest", "call"), [(3, 0), (3, 2), (1, 0), (1, 3)])
-def test_a_run_that_ran_out_of_memory_equals_one_that_did_not(capsys, largest, call, where):
-    """From micro-batch `call` on, no more than `largest` images fit."""
-    plain, _ = fit()
-    weights, micro = fit(fails=lambda at, images: at >= call and images > largest, where=where)
-    assert micro.size == largest
-    assert (weights - plain).norm() <= 1e-5 * plain.norm()
-    if call == 0:  # then all of it went through in that size: the very same sums
-        assert torch.equal(weights, fit(micro_batch=largest)[0])
-    said = capsys.readouterr().err.splitlines()
-    sizes = [6, 3, 2, 1] if largest == 1 else [6, 3]
-    for line, was, now in zip(said, sizes, sizes[1:], strict=False):
-        assert f"{now} images at once from here on, not {was}" in line
-    assert len(said) == len(sizes) - 1  # once for each size, and not in every step
-
-
-def test_memory_that_ends_in_a_later_micro_batch_leaves_nothing_of_the_earlier_ones():
-    """The second of two micro-batches fails in the first window: the gradient of the first must be forgotten."""
-    weights, micro = fit(fails=lambda at, images: at == 1, micro_batch=3)
-    assert micro.size == 2
-    assert torch.equal(weights, fit(micro_batch=2)[0])
-
-
-def test_a_single_image_that_does_not_fit_ends_in_a_sentence_with_advice():
-    with pytest.raises(UserError, match=r"out of memory with a single image .*gradient_checkpointing"):
-        fit(fails=lambda *_: True)
-
-
-def test_without_auto_batch_memory_that_ends_stops_with_what_to_change():
-    with pytest.raises(UserError, match=r"out of memory with a batch_size of 6; start again with auto_batch true"):
-        fit(auto=False, fails=lambda *_: True)
-
-
-def test_the_micro_batch_that_was_found_is_kept_when_the_run_goes_on():
-    _, micro = fit(fails=lambda at, images: images > 3)
-    calls = []
-    _, resumed = fit(fails=lambda at, images: calls.append(images), saved=micro.state_dict())
-    assert resumed.size == 3
-    assert set(calls) == {3}
-    _, chosen = fit(auto=False, saved=micro.state_dict())
-    assert chosen.size == 6  # without auto_batch the config decides
-
-
-def test_what_a_failed_attempt_computed_is_freed_before_the_next():
-    alive = weakref.WeakSet()
-
-    def attempt(size: int) -> int:
-        before = len(alive)
-        computed = torch.zeros(size)
-        alive.add(computed)
-        if size == 4:
-            raise torch.OutOfMemoryError("injected")
-        return before
-
-    config = TrainingConfig("x", num_epochs=1, batch_size=4, auto_batch=True)
-    assert MicroBatch(config, 4).fitting(attempt) == 0
-
-
-def test_the_log_of_a_resumed_run_has_each_step_once(tmp_path):
-    run = partial(Run, tmp_path, sample_interval=1, save_interval=2)
-
-    def dies(number):
-        if number == 5:
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        run(before=dies)()
-    run()()
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "score" in line] == list(range(1, 8))
