@@ -61,6 +61,8 @@ def load_latest(folder: Path) -> tuple[int, dict] | None:
             if read_json(path / "checksum.json").get(STATE) != _sha256(path / STATE):
                 raise UserError(f"{path / STATE}: does not have the checksum that it was saved with")
             loaded = load_tensors(path / STATE)
+            if not isinstance(loaded.get("step"), int) or not isinstance(loaded.get("state"), dict):
+                raise UserError(f"{path / STATE}: is not a checkpoint of a run")
             return loaded["step"], loaded["state"]
         except (UserError, OSError) as error:
             print(f"checkpoint passed over: {error}", file=sys.stderr)

@@ -14,6 +14,7 @@ from train import parallel
 from train.checkpoint import load_latest, save_checkpoint
 from train.device import MixedPrecision, peak_memory
 from train.errors import UserError
+from train.files import DAMAGED
 from train.log import RunLog
 from train.optim import OptimConfig
 from train.progress import progress
@@ -135,5 +136,10 @@ def _resume(checkpoints: Path, state: dict[str, Stateful]) -> int:
             f"{checkpoints}: a checkpoint holds {', '.join(saved)}, this run {', '.join(state)}; use another output_dir"
         )
     for name, part in state.items():
-        part.load_state_dict(saved[name])
+        try:
+            part.load_state_dict(saved[name])
+        except UserError as error:
+            raise UserError(f"{checkpoints}: {error}") from None
+        except DAMAGED as error:
+            raise UserError(f"{checkpoints}: the {name} in it is of another model; use another output_dir") from error
     return step
