@@ -134,6 +134,8 @@ CONFIGS = {
         "mine.yaml, line 2: vae_training.optimizer.learning_rate must be a finite number, not fast",
     'vae_training: {optimizer: {learning_rate: "1e-4"}}':
         'mine.yaml, line 2: vae_training.optimizer.learning_rate must be a finite number, not the text "1e-4"',
+    "vae_training: {optimizer: {learning_rate: 1e4}}":
+        "mine.yaml, line 2: section vae_training.optimizer: learning_rate must be at most 1, not 10000.0",
     "vae_training: {batch_size: 2.5}": "mine.yaml, line 2: vae_training.batch_size must be a whole number, not 2.5",
     "vae_training: {batch_size: true}": "mine.yaml, line 2: vae_training.batch_size must be a whole number, not true",
     "vae_training: {batch_size: 0}": "mine.yaml, line 2: section vae_training: batch_size must be at least 1, not 0",
@@ -237,6 +239,10 @@ CONFIGS = {
     "schedule: {beta_start: 0.5, beta_end: 0.1}": (
         "mine.yaml, line 2: section schedule: betas are 0.5 and 0.1; they must be 0 < beta_start <= beta_end "
         "< 1"
+    ),
+    "schedule: {num_train_timesteps: 1000000000000}": (
+        "mine.yaml, line 2: section schedule: num_train_timesteps is 1000000000000; it must be from 1 to "
+        "1000000"
     ),
     "sampling: {steps: 2000}":
         "mine.yaml, line 2: sampling.steps is 2000, more than the 1000 of schedule.num_train_timesteps",
