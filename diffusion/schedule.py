@@ -44,8 +44,8 @@ class ScheduleConfig:
         require_choice("kind", self.kind, ScheduleKind)
         require_choice("prediction", self.prediction, Prediction)
         least = 2 if self.zero_terminal_snr else 1
-        if self.num_train_timesteps < least:
-            raise ValueError(f"num_train_timesteps is {self.num_train_timesteps}; it must be {least} or more")
+        if not least <= self.num_train_timesteps <= 10**6:
+            raise ValueError(f"num_train_timesteps is {self.num_train_timesteps}; it must be from {least} to 1000000")
         start, end = self.beta_start, self.beta_end
         if not 0 < start <= end < 1:
             raise ValueError(f"betas are {start} and {end}; they must be 0 < beta_start <= beta_end < 1")

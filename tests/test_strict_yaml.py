@@ -171,9 +171,9 @@ def test_a_wrong_key_is_named_with_its_file_line_and_the_nearest_right_one(read,
     assert expected in message
 
 
-def test_the_dataclass_own_check_is_named_with_its_section(read):
-    message = refused(read, "steps: 1\nnet:\n  channels: [33]\n")
-    assert message.endswith("a.yaml, line 2: section net: channels must be multiples of 32, not (33,)")
+def test_the_dataclass_own_check_is_named_with_its_section_and_the_line_of_the_key(read):
+    message = refused(read, "steps: 1\nnet:\n  heads: 2\n  channels: [33]\n")
+    assert message.endswith("a.yaml, line 4: section net: channels must be multiples of 32, not (33,)")
 
 
 # ---- files
@@ -304,9 +304,14 @@ def test_an_error_in_an_override_names_the_override(read, key, text, expected):
     assert refused(read, NET, ("--set X", key, text)).startswith("--set X: " + expected)
 
 
-def test_the_own_check_of_an_overridden_section_names_file_and_override(read):
-    message = refused(read, NET, ("--set net.channels=[5]", "net.channels", "[5]"))
-    assert "a.yaml, line 1, with --set net.channels=[5]: section net: channels must be" in message
+def test_the_own_check_names_the_override_that_it_speaks_of_and_no_other(read):
+    overrides = [(f"--set {text}", *text.split("=")) for text in ("net.heads=2", "net.channels=[5]")]
+    assert refused(read, NET, *overrides).startswith("--set net.channels=[5]: section net: channels must be")
+
+
+def test_a_section_that_is_on_the_command_line_only_is_said_to_be_in_no_file(read):
+    message = refused(read, "steps: 1", ("--set net.heads=2", "net.heads", "2"))
+    assert message.startswith('--set net.heads=2: section net, which no file has, lacks the key "channels"')
 
 
 # ---- dump

@@ -106,6 +106,8 @@ def load_latest(folder: Path) -> Checkpoint | None:
         try:
             _require_whole(path)
             loaded = load_tensors(path / STATE)
+            if not isinstance(loaded.get("step"), int) or not isinstance(loaded.get("state"), dict):
+                raise UserError(f"{path / STATE}: is not a checkpoint of a run")
             return Checkpoint(path, loaded["step"], loaded["state"])
         except (UserError, OSError) as error:
             print(f"checkpoint passed over: {error}", file=sys.stderr)

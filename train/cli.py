@@ -78,6 +78,9 @@ def read_config(
         if (value := getattr(args, flag)) is not None
         for key in keys
     ]
+    for source, _, value in overrides:
+        if not value:  # as of a shell variable that is not set
+            raise UserError(f"{source.strip()}: needs a value, not an empty one")
     for setting in args.set:
         key, equals, value = setting.partition("=")
         if not equals or not key:

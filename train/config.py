@@ -67,8 +67,12 @@ class Config:
                 f"sampling.steps is {self.sampling.steps}, more than the {self.schedule.num_train_timesteps} of "
                 "schedule.num_train_timesteps"
             )
-        timesteps(self.schedule.num_train_timesteps, self.sampling.steps, self.sampling.spacing)  # or ValueError
+        try:
+            timesteps(self.schedule.num_train_timesteps, self.sampling.steps, self.sampling.spacing)
+        except ValueError as error:
+            raise ValueError(f"sampling.steps and sampling.spacing: {error}") from None
         if self.latents.cache_latents and (self.data.horizontal_flip or self.data.vertical_flip):
             raise ValueError(
-                "flipped images have no cached latents; set latents.cache_latents to false, or flip nothing"
+                "flipped images have no cached latents; set latents.cache_latents to false, or data.horizontal_flip "
+                "and data.vertical_flip"
             )

@@ -115,15 +115,21 @@ def scan(folder: str | Path) -> tuple[list[str], list[list[Path]]]:
             raise UserError(f"{folder}: rename {path.name!r}; such a name cannot be written into a text file")
     empty = [user.name for user, own in zip(users, files, strict=True) if not own]
     if empty:
+        inner = folder / empty[0]
+        has_folders = any(os.path.isdir(entry) for entry in _visible(inner))
+        instead = f"; if the users are in there, give {inner} as data.dir" if has_folders else ""
         raise UserError(
             f"{folder}: no image directly in the folder of {_some(empty)}; put images there "
-            f"({' '.join(SUFFIXES)}) or remove the folder"
+            f"({' '.join(SUFFIXES)}) or remove the folder{instead}"
         )
     seen: dict[str, str] = {}
     for user in users:
         same = seen.setdefault(unicodedata.normalize("NFC", user.name).casefold(), user.name)
         if same != user.name:  # their output folders would be one on Windows and macOS
-            raise UserError(f"{folder}: users {same!r} and {user.name!r} differ in case only; rename one")
+            raise UserError(
+                f"{folder}: users {same!r} and {user.name!r} differ in case only, or in how accents are stored; "
+                "rename one"
+            )
     return [user.name for user in users], files
 
 

@@ -16,9 +16,10 @@ class UserError(Exception):
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """' (did you mean X?)' with the most similar of `words`, or '' when none is similar."""
-    matches = get_close_matches(word, list(words), n=1)
-    return f" (did you mean {matches[0]}?)" if matches else ""
+    """' (did you mean X?)' with the most similar of `words`, in whatever case, or '' when none is similar."""
+    in_any_case = {other.casefold(): other for other in words}
+    matches = get_close_matches(word.casefold(), in_any_case, n=1)
+    return f" (did you mean {in_any_case[matches[0]]}?)" if matches else ""
 
 
 def one_line(text: str) -> str:

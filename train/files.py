@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import struct
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -50,8 +51,9 @@ def read_json(path: Path) -> dict:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        folder = path.parent
-        raise UserError(f"{path}: there is no such file; is {folder} the folder of a saved model?") from None
+        model = path.parent / "final_model"  # within a run's folder
+        hint = f" (did you mean {model}?)" if (model / path.name).is_file() else ""
+        raise UserError(f"{path}: there is no such file{hint}") from None
     except NotADirectoryError:
         raise UserError(f"{path.parent}: is a file; give the folder of a saved model") from None
     except (ValueError, RecursionError, OSError) as error:
@@ -64,7 +66,9 @@ def read_json(path: Path) -> dict:
 def load_tensors(path: Path) -> dict:
     """What `torch.save` wrote, tensors and plain containers only: code that a file carries is never run."""
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, on old kinds of storage in a damaged file
+            value = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
     except pickle.UnpicklingError:
@@ -72,8 +76,7 @@ def load_tensors(path: Path) -> dict:
             f"{path}: refused: damaged, or with Python objects other than tensors, which could run code"
         ) from None
     except DAMAGED as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path}: truncated, or not a file of tensors ({reason})") from error
+        raise UserError(f"{path}: truncated, or not a file of tensors; save or copy it again") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: must hold a dictionary of tensors, not {type(value).__name__}")
     return value

@@ -15,6 +15,7 @@ from train import parallel
 from train.checkpoint import last_good, load_latest, save_checkpoint
 from train.device import MixedPrecision, peak_memory
 from train.errors import UserError
+from train.files import DAMAGED
 from train.log import RunLog
 from train.optim import OptimConfig
 from train.progress import progress
@@ -193,5 +194,10 @@ def _resume(checkpoints: Path, state: dict[str, Stateful]) -> int:
             f"{found.path}: holds {', '.join(saved)}, this run {', '.join(state)}; use another output_dir"
         )
     for name, part in state.items():
-        part.load_state_dict(saved[name])
+        try:
+            part.load_state_dict(saved[name])
+        except UserError as error:
+            raise UserError(f"{found.path}: {error}") from None
+        except DAMAGED as error:
+            raise UserError(f"{found.path}: the {name} in it is of another model; use another output_dir") from error
     return found.step

@@ -63,7 +63,7 @@ def load(directory: Path | str, expected: type[nn.Module] | None = None) -> nn.M
         raise UserError(f"{options.path}: _class_name is {name!r}; it must be one of {', '.join(MODELS)}")
     model_class, _, from_json = MODELS[name]
     if expected not in (None, model_class):
-        raise UserError(f"{options.path}: holds a {name}, not a {expected.__name__}")
+        raise UserError(f"{options.path}: holds a model {name} where {expected.__name__} is needed")
     config = _build(from_json, options)
     with torch.device("meta"):
         model = model_class(config)

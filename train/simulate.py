@@ -298,7 +298,10 @@ def main(argv: list[str] | None = None) -> None:
     if not is_free(output):
         raise UserError(f"{args.output_dir}: is not an empty folder; delete it or name another --output_dir")
     part = output.with_name(f".{output.name}.{os.getpid()}.part")  # renamed when whole
-    part.mkdir(parents=True)
+    try:
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{args.output_dir}: cannot be made ({error.strerror})") from None
     try:
         made = simulate(range(1, args.users + 1), args.images_per_user, args.resolution, args.seed)
         for folder, name, image in progress(made, total=args.users * args.images_per_user, unit="picture"):

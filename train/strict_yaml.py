@@ -67,7 +67,7 @@ def load(cls: type[Config], path: str | Path, overrides: Sequence[tuple[str, str
     for source, dotted_key, text in overrides:
         node = _read_override(source, text)
         for key in reversed(dotted_key.split(".")):
-            node = Node({key: node}, source)
+            node = Node({key: node}, source, override=text)
         root = _merge(root, node, from_file=False)
     return _section(cls, root, "")
 
@@ -219,12 +219,25 @@ def _section(cls: type, node: Node, name: str) -> Any:
         values[key] = _value(kinds[key], value, f"{name}.{key}" if name else key)
     for key, field in fields.items():
         if key not in values and field.default is field.default_factory is dataclasses.MISSING:
-            raise UserError(f'{node.origin}: {section} lacks the key "{key}", {_describe(kinds[key])}')
+            absent = "" if node.override is None else ", which no file has,"  # only the command line
+            raise UserError(f'{node.origin}: {section}{absent} lacks the key "{key}", {_describe(kinds[key])}')
     try:
         return cls(**values)
     except ValueError as error:  # the dataclass's own checks, in __post_init__
-        overrides = [f", with {value.origin}" for value in node.value.values() if value.override is not None]
-        raise UserError(f"{node.origin}{''.join(overrides)}: {section}: {error}") from error
+        where = _named_in(str(error), node) or node.origin
+        raise UserError(f"{where}: {f'{section}: ' if name else ''}{error}") from error
+
+
+def _named_in(message: str, node: Node) -> str:
+    """Where the values stand that a message about the section `node` speaks of by their keys; "" if nowhere."""
+    origins = []
+    for word in re.findall(r"[\w.]+", message):
+        found: Node | None = node
+        for key in word.rstrip(".").split("."):
+            found = found.value.get(key) if found and isinstance(found.value, dict) else None
+        if found and not isinstance(found.value, dict):
+            origins.append(found.origin)
+    return " and ".join(dict.fromkeys(origins))
 
 
 def _found_deeper(cls: type, key: str) -> str:

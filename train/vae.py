@@ -45,15 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     refuse_emulated_precision(device, training.mixed_precision)
     parallel.on_main(lambda: refuse_other_run(folder, config, "vae"))
     data = load_images(config.data)
-
-    def begin() -> Split:
-        split = shared_split(data, config.data, folder)
-        open_run(folder, config, "vae")  # only now that the input is known to be good
-        save_split(folder / SPLIT, split, data, config.data)
-        return split
-
-    split = parallel.on_main(begin)
-
+    split = parallel.on_main(lambda: shared_split(data, config.data, folder))
     vae = train_vae(config, folder, device, data, split)
     parallel.on_main(lambda: finish(vae, config, folder, device, data, split))
 
@@ -74,6 +66,12 @@ def train_vae(config: Config, folder: Path, device: torch.device, data: UserImag
     scaler = grad_scaler(device, training.mixed_precision)
     half = partial(autocast, device, training.mixed_precision)
     vgg16 = load_vgg16(config.vae_loss.perceptual_weights).to(device) if config.vae_loss.perceptual_weight else None
+
+    def begin() -> None:
+        open_run(folder, config, "vae")  # only now that all input is known to be good
+        save_split(folder / SPLIT, split, data, config.data)
+
+    parallel.on_main(begin)
     adversary = (
         Adversary(data.images.shape[1], config.vae_loss, training.optimizer, device, training.mixed_precision)
         if config.vae_loss.adversarial_weight
