@@ -135,7 +135,7 @@ CONFIGS = {
     'vae_training: {optimizer: {learning_rate: "1e-4"}}':
         'mine.yaml, line 2: vae_training.optimizer.learning_rate must be a finite number, not the text "1e-4"',
     "vae_training: {optimizer: {learning_rate: 1e4}}":
-        "mine.yaml, line 2: section vae_training.optimizer: learning_rate must be at most 1, not 10000.0",
+        "mine.yaml, line 2: section vae_training.optimizer: learning_rate must be at most 10, not 10000.0",
     "vae_training: {batch_size: 2.5}": "mine.yaml, line 2: vae_training.batch_size must be a whole number, not 2.5",
     "vae_training: {batch_size: true}": "mine.yaml, line 2: vae_training.batch_size must be a whole number, not true",
     "vae_training: {batch_size: 0}": "mine.yaml, line 2: section vae_training: batch_size must be at least 1, not 0",

@@ -147,9 +147,6 @@ def test_a_run_keeps_its_own_split_before_its_vaes_before_a_new_one(tmp_path):
     assert torch.equal(shared_split(data, config, run, vae).validation, own.validation)
 
 
-def test_the_split_in_use_is_saved_in_the_runs_folder(tmp_path):
-    data, config = tiny_images(), DataConfig()
-    first = shared_split(data, config, tmp_path / "run")
-    again = shared_split(data, config, tmp_path / "run")
-    assert (tmp_path / "run" / "split.json").is_file()
-    assert torch.equal(first.train, again.train)
+def test_to_choose_a_split_writes_nothing(tmp_path):
+    shared_split(tiny_images(), DataConfig(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
