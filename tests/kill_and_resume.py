@@ -30,7 +30,7 @@ import torch
 from tqdm import tqdm
 
 from tests.tiny import make_images
-from train import cli, ldm, vae
+from train import cli, device, ldm, vae
 from train.checkpoint import load_latest
 
 ROOT = Path(__file__).parent.parent
@@ -58,6 +58,7 @@ def _command(stage: str, arguments: list[str], folder: Path) -> None:
     torch.set_num_threads(1)
     tqdm.set_lock(threading.RLock())  # its own is a semaphore that a killed process leaves behind
     sys.argv[1:] = arguments
+    device.SLOW_ON_CPU.clear()  # the loss scale is to be seen too
     with open("output.txt", "a") as output, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         cli.run(lambda _: {"vae": vae.main, "ldm": ldm.main}[stage](arguments))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from train.device import autocast, grad_scaler, peak_memory, pick_device, refuse_emulated_precision
+from train.device import autocast, grad_scaler, native_precision, peak_memory, pick_device
 from train.errors import UserError
 
 STATUS = Path("/proc/self/status")
@@ -62,13 +62,21 @@ def test_bf16_is_refused_where_a_card_only_emulates_it(card, capability, refused
     card(capability, CU126)
     cuda = torch.device("cuda")
     for precision in ("no", "fp16"):
-        refuse_emulated_precision(cuda, precision)
+        assert native_precision(cuda, precision) == precision
     if refused:
         with pytest.raises(UserError, match="only emulates it"):
-            refuse_emulated_precision(cuda, "bf16")
+            native_precision(cuda, "bf16")
     else:
-        refuse_emulated_precision(cuda, "bf16")
-    refuse_emulated_precision(torch.device("cpu"), "bf16")
+        assert native_precision(cuda, "bf16") == "bf16"
+
+
+def test_the_cpu_computes_fp16_in_fp32_and_says_so(capsys):
+    cpu = torch.device("cpu")
+    for precision in ("no", "bf16"):
+        assert native_precision(cpu, precision) == precision
+    assert capsys.readouterr().err == ""
+    assert native_precision(cpu, "fp16") == "no"
+    assert "mixed_precision fp16: this CPU only emulates it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -175,3 +175,8 @@ def test_a_run_keeps_its_own_split_before_its_vaes_before_a_new_one(tmp_path):
     assert torch.equal(shared_split(data, config, tmp_path / "other", vae).validation, of_vae.validation)
     save_split(run / "split.json", own, data, config)
     assert torch.equal(shared_split(data, config, run, vae).validation, own.validation)
+
+
+def test_to_choose_a_split_writes_nothing(tmp_path):
+    shared_split(tiny_images(), DataConfig(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

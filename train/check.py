@@ -15,7 +15,7 @@ from train import cli
 from train.config import Config
 from train.data import UserImages, load_images
 from train.denoising import UserDenoiser, denoising_loss, draw_training_window
-from train.device import autocast, grad_scaler, pick_device, refuse_emulated_precision
+from train.device import MixedPrecision, autocast, grad_scaler, native_precision, pick_device
 from train.errors import UserError
 from train.latents import latent_shape
 from train.ldm import build_denoiser, load_vae, refuse_other_users, vae_folder_of
@@ -55,13 +55,13 @@ def main(argv: list[str] | None = None) -> int:
     config = cli.read_config(parser.parse_args(argv), "ldm")
     check = Checks()
     check("config", check_config, config)
-    device = check("device", check_device, config)
+    device, precision = check("device", check_device, config) or (None, None)
     data = check("data", check_data, config)
     split = check("split", check_split, config, data)
     vae = check("VAE", check_vae, config, device)
     latents = check("latents", check_latents, config, vae, data, split, device)
     model = check("models", check_models, config, latents, data, device)
-    check("training step", check_step, config, model, latents, device)
+    check("training step", check_step, config, model, latents, device, precision)
     check("disk", check_disk, config, model)
     failed = ", ".join(check.failed)
     print(f"{len(check.failed)} of {check.count} failed: {failed}" if failed else "everything fits together")
@@ -76,11 +76,11 @@ def check_config(config: Config) -> tuple[Config, str]:
     return config, f"UNet and user encoder both have context width {config.unet.cross_attention_dim}"
 
 
-def check_device(config: Config) -> tuple[torch.device, str]:
+def check_device(config: Config) -> tuple[tuple[torch.device, MixedPrecision], str]:
     device = pick_device()
-    refuse_emulated_precision(device, config.ldm_training.mixed_precision)
+    precision = native_precision(device, config.ldm_training.mixed_precision)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "no CUDA card, so the CPU"
-    return device, f"{name}; mixed precision {config.ldm_training.mixed_precision}"
+    return (device, precision), f"{name}; mixed precision {precision}"
 
 
 def check_data(config: Config) -> tuple[UserImages, str]:
@@ -122,8 +122,9 @@ def check_models(
 
 
 def check_step(
-    config: Config, model: UserDenoiser, latents: tuple[int, int, int], device: torch.device
-) -> tuple[StepResult, str]:
+    config: Config, model: UserDenoiser, latents: tuple[int, int, int], device: torch.device,
+    precision: MixedPrecision,
+) -> tuple[StepResult, str]:  # fmt: skip
     """One forward and backward pass and one update of throw-away models, at the configured precision and batch."""
     training = config.ldm_training
     x0 = torch.zeros(training.batch_size, *latents, device=device)
@@ -139,8 +140,8 @@ def check_step(
 
     result = optimizer_step(
         losses, training.batch_size, training.batch_size, model.trained_parameters(),
-        make_adamw(model.trained_parameters(), training.optimizer), grad_scaler(device, training.mixed_precision),
-        partial(autocast, device, training.mixed_precision), training.optimizer.max_grad_norm,
+        make_adamw(model.trained_parameters(), training.optimizer), grad_scaler(device, precision),
+        partial(autocast, device, precision), training.optimizer.max_grad_norm,
     )  # fmt: skip
     return result, f"{training.batch_size} images forward and backward, loss {result.losses['loss']:.3f}"
 

@@ -10,6 +10,7 @@ import torch
 from train.errors import UserError
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
+SLOW_ON_CPU = {"fp16"}
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -37,12 +38,19 @@ def _capability(arch: str) -> tuple[int, int]:
     return int(digits[:-1]), int(digits[-1])
 
 
-def refuse_emulated_precision(device: torch.device, precision: MixedPrecision) -> None:
-    """bf16 "works" on a card before Ampere, slower than fp32: it is emulated."""
+def native_precision(device: torch.device, precision: MixedPrecision) -> MixedPrecision:
+    """The precision, or "no" with a notice where that is fp16 on the CPU: there it takes some twenty times as long.
+
+    UserError for bf16 on a card before Ampere: it "works", slower than fp32, since it is emulated.
+    """
+    if precision in SLOW_ON_CPU and device.type == "cpu":
+        print(f"mixed_precision {precision}: this CPU only emulates it, slowly; computing in fp32", file=sys.stderr)
+        return "no"
     if device.type == "cuda" and precision == "bf16" and torch.cuda.get_device_capability() < (8, 0):
         raise UserError(
             f"mixed_precision bf16: {torch.cuda.get_device_name()} only emulates it, slowly; use fp16 or no"
         )
+    return precision
 
 
 def autocast(device: torch.device, precision: MixedPrecision) -> AbstractContextManager:

@@ -22,7 +22,7 @@ from train.checkpoint import Unchanged
 from train.config import Config
 from train.data import UserImages, draw_flips, load_images
 from train.denoising import UserDenoiser, denoising_loss, draw_training_window, draw_validation_window
-from train.device import autocast, grad_scaler, pick_device, refuse_emulated_precision
+from train.device import MixedPrecision, autocast, grad_scaler, native_precision, pick_device
 from train.ema import EMA
 from train.errors import UserError
 from train.files import tensors_hash
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     training = config.ldm_training
     folder = Path(training.output_dir)
     device = pick_device()
-    refuse_emulated_precision(device, training.mixed_precision)
+    precision = native_precision(device, training.mixed_precision)
 
     vae_folder = vae_folder_of(config)
     vae = load_vae(vae_folder, config).to(device)
@@ -64,14 +64,15 @@ def main(argv: list[str] | None = None) -> None:
         return split
 
     split = parallel.on_main(begin)
-    model = train_denoiser(config, folder, device, vae, data, split)
+    model = train_denoiser(config, folder, device, precision, vae, data, split)
     parallel.on_main(lambda: save_final_model(folder / "final_model", model, vae, config, data, split))
     print(f"LDM: model in {folder}/final_model, samples in {folder}/samples, curves in {folder}/curves.png")
 
 
 def train_denoiser(
-    config: Config, folder: Path, device: torch.device, vae: AutoencoderKL, data: UserImages, split: Split
-) -> UserDenoiser:
+    config: Config, folder: Path, device: torch.device, precision: MixedPrecision, vae: AutoencoderKL,
+    data: UserImages, split: Split,
+) -> UserDenoiser:  # fmt: skip
     """Train, or go on training; the averaged model."""
     training = config.ldm_training
     micro_batch = MicroBatch(training, plan_micro_batch(config, "ldm", len(data.user_names), device))
@@ -84,8 +85,8 @@ def train_denoiser(
     ema = EMA(model, training.ema_decay)
     optimizer = make_adamw(model.trained_parameters(), training.optimizer, training.shard_optimizer)
     everyone = parallel.add_gradients(model.trained_parameters())
-    scaler = grad_scaler(device, training.mixed_precision)
-    half = partial(autocast, device, training.mixed_precision)
+    scaler = grad_scaler(device, precision)
+    half = partial(autocast, device, precision)
     steps = total_steps(len(split.train), training)
     print(f"LDM: {len(split.train)} images of {len(data.user_names)} users, {steps} steps on {device}")
 

@@ -25,8 +25,8 @@ class OptimConfig:
     def __post_init__(self):
         if not self.learning_rate > 0 or not self.max_grad_norm > 0:
             raise ValueError("learning_rate and max_grad_norm must be positive")
-        if self.learning_rate > 1:  # 1e4 for 1e-4
-            raise ValueError(f"learning_rate must be at most 1, not {self.learning_rate}")
+        if self.learning_rate > 10:  # 1e4 for 1e-4
+            raise ValueError(f"learning_rate must be at most 10, not {self.learning_rate}")
         if self.warmup_steps < 0 or self.weight_decay < 0:
             raise ValueError("warmup_steps and weight_decay must not be negative")
         if not all(0 <= beta < 1 for beta in self.betas):

@@ -48,6 +48,7 @@ class Node:
     origin: str  # "configs/demo.yaml, line 3", or the command line's "--set unet.num_heads=3"
     quoted: bool = False
     override: str | None = None  # the text as typed, of a value on the command line
+    in_no_file: bool = False  # of a section: only the command line speaks of it
 
     def __str__(self) -> str:
         if isinstance(self.value, str):
@@ -67,7 +68,7 @@ def load(cls: type[Config], path: str | Path, overrides: Sequence[tuple[str, str
     for source, dotted_key, text in overrides:
         node = _read_override(source, text)
         for key in reversed(dotted_key.split(".")):
-            node = Node({key: node}, source, override=text)
+            node = Node({key: node}, source, in_no_file=True)
         root = _merge(root, node, from_file=False)
     return _section(cls, root, "")
 
@@ -219,7 +220,7 @@ def _section(cls: type, node: Node, name: str) -> Any:
         values[key] = _value(kinds[key], value, f"{name}.{key}" if name else key)
     for key, field in fields.items():
         if key not in values and field.default is field.default_factory is dataclasses.MISSING:
-            absent = "" if node.override is None else ", which no file has,"  # only the command line
+            absent = ", which no file has," if node.in_no_file else ""
             raise UserError(f'{node.origin}: {section}{absent} lacks the key "{key}", {_describe(kinds[key])}')
     try:
         return cls(**values)

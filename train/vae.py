@@ -18,7 +18,7 @@ from train.auto_batch import MicroBatch
 from train.checkpoint import Unchanged
 from train.config import Config
 from train.data import UserImages, draw_flips, load_images, to_uint8
-from train.device import autocast, grad_scaler, pick_device, refuse_emulated_precision
+from train.device import MixedPrecision, autocast, grad_scaler, native_precision, pick_device
 from train.ema import EMA
 from train.latents import measure_scaling, save_statistics
 from train.loop import Best, total_steps, train
@@ -42,15 +42,17 @@ def main(argv: list[str] | None = None) -> None:
     training = config.vae_training
     folder = Path(training.output_dir)
     device = pick_device()
-    refuse_emulated_precision(device, training.mixed_precision)
+    precision = native_precision(device, training.mixed_precision)
     parallel.on_main(lambda: refuse_other_run(folder, config, "vae"))
     data = load_images(config.data)
     split = parallel.on_main(lambda: shared_split(data, config.data, folder))
-    vae = train_vae(config, folder, device, data, split)
+    vae = train_vae(config, folder, device, precision, data, split)
     parallel.on_main(lambda: finish(vae, config, folder, device, data, split))
 
 
-def train_vae(config: Config, folder: Path, device: torch.device, data: UserImages, split: Split) -> AutoencoderKL:
+def train_vae(
+    config: Config, folder: Path, device: torch.device, precision: MixedPrecision, data: UserImages, split: Split
+) -> AutoencoderKL:
     """Train, or go on training; the averaged model."""
     training = config.vae_training
     micro_batch = MicroBatch(training, plan_micro_batch(config, "vae", len(data.user_names), device))
@@ -63,8 +65,8 @@ def train_vae(config: Config, folder: Path, device: torch.device, data: UserImag
     ema = EMA(vae, training.ema_decay)
     optimizer = make_adamw(vae.parameters(), training.optimizer, training.shard_optimizer)
     everyone = parallel.add_gradients(vae.parameters())
-    scaler = grad_scaler(device, training.mixed_precision)
-    half = partial(autocast, device, training.mixed_precision)
+    scaler = grad_scaler(device, precision)
+    half = partial(autocast, device, precision)
     vgg16 = load_vgg16(config.vae_loss.perceptual_weights).to(device) if config.vae_loss.perceptual_weight else None
 
     def begin() -> None:
@@ -73,7 +75,7 @@ def train_vae(config: Config, folder: Path, device: torch.device, data: UserImag
 
     parallel.on_main(begin)
     adversary = (
-        Adversary(data.images.shape[1], config.vae_loss, training.optimizer, device, training.mixed_precision)
+        Adversary(data.images.shape[1], config.vae_loss, training.optimizer, device, precision)
         if config.vae_loss.adversarial_weight
         else None
     )
