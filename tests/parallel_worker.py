@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,7 +12,8 @@ from torch.profiler import record_function
 from diffusion.schedule import make_schedule
 from nets.checkpointing import set_checkpointing
 from tests.tiny import tiny, tiny_denoiser
-from train import cli, ldm, loop, parallel, vae
+from train import cli, ldm, loop, parallel, stopping, vae
+from train.auto_batch import MicroBatch
 from train.checkpoint import save_checkpoint
 from train.denoising import denoising_loss, draw_training_window
 from train.device import autocast, grad_scaler
@@ -74,6 +76,35 @@ def learn(*args, steps: int = 8, **options) -> dict:
         "losses": [result.losses["loss"] for result in results],
         "norms": [result.grad_norm for result in results],
     }
+
+
+def learn_short_of_memory(*args) -> dict:
+    """The same, where the second process runs out of memory once in every window's last micro-batch."""
+    steps, room = optimizer_step, MicroBatch(replace(tiny().ldm_training, auto_batch=True), args[-1])
+
+    def tried_again(losses: parallel.Losses, window: int, micro_batch: int, *more) -> StepResult:
+        attempts = []
+
+        def short(rows: slice) -> dict[str, torch.Tensor]:
+            if len(attempts) == 1 and rows.stop == window:
+                attempts.append("failed")
+                raise torch.OutOfMemoryError("injected")
+            return losses(rows)
+
+        def attempt(size: int) -> StepResult:
+            attempts.append("begun")
+            return steps(short, window, size, *more)
+
+        room.size = micro_batch
+        result = room.fitting(attempt)
+        assert attempts == (["begun", "failed", "begun"] if parallel.rank() == 1 else ["begun"])
+        return result
+
+    globals()["optimizer_step"] = tried_again
+    try:
+        return learn(*args)
+    finally:
+        globals()["optimizer_step"] = steps
 
 
 def communication(micro_batch: int) -> list[str]:
@@ -171,6 +202,26 @@ def stopped_run(arguments: list[str]) -> None:
         loop.save_checkpoint, ldm.optimizer_step = save_checkpoint, steps
 
 
+def signalled_run(arguments: list[str]) -> str:
+    """How an LDM run ends whose second process is asked to stop in the second step."""
+    steps, taken = ldm.optimizer_step, []
+
+    def step_and_ask(*args) -> StepResult:
+        taken.append(1)
+        if len(taken) == 2 and parallel.rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return steps(*args)
+
+    ldm.optimizer_step = step_and_ask
+    try:
+        ldm.main(arguments)
+    except stopping.Stopped as stopped:
+        return str(stopped)
+    finally:
+        ldm.optimizer_step = steps
+    return ""
+
+
 def watch_writing(folder: Path) -> list[str]:
     """A list that grows by what this process opens for writing, makes or renames in the folder."""
     written: list[str] = []
@@ -192,11 +243,13 @@ def all_laws(folder: Path) -> None:
     stopped_run(ldm_flags(folder, "from_2_to_1", "shard_optimizer=true"))
     ldm.main(ldm_flags(folder, "from_1_to_2", "shard_optimizer=true"))
     found = {
+        "stopped": signalled_run(ldm_flags(folder, "signalled")),
         "written": list(written),
         "uneven": learn(20, 7, 2),
         "tokens": learn(20, 7, 2, tokens=2),
         "empty": learn(5, 4, 4),
         "sharded": learn(20, 7, 2, shard=True),
+        "out_of_memory": learn_short_of_memory(20, 7, 2),
         "communication": {micro: communication(micro) for micro in (1, 7)},
         "overflow": [overflow(row) for row in (0, 6)],
         "sharding": sharding(),

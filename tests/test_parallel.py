@@ -26,7 +26,7 @@ def torchrun(folder: Path, what: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     return subprocess.run(
         [*command, "-m", "tests.parallel_worker", what, str(folder)],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=150,
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
 
 
@@ -85,8 +85,10 @@ def test_shares_are_the_whole_window_in_order_and_differ_by_one_row_at_most(monk
         ("tokens", {"samples": 20, "window": 7, "micro_batch": 2, "tokens": 2}),
         ("empty", {"samples": 5, "window": 4, "micro_batch": 4}),
         ("sharded", {"samples": 20, "window": 7, "micro_batch": 2}),
+        ("out_of_memory", {"samples": 20, "window": 7, "micro_batch": 2}),
     ],
-    ids=["uneven shares", "two tokens", "an empty share", "sharded state and checkpointing"],
+    ids=["uneven shares", "two tokens", "an empty share", "sharded state and checkpointing",
+         "memory that runs out in one"],
 )
 def test_two_processes_have_the_weights_losses_and_norms_of_one(ranks, law, arguments):
     alone = worker.learn(**arguments)
@@ -149,6 +151,11 @@ def test_sharded_state_is_divided_in_memory_and_whole_in_the_checkpoint(ranks):
     make_adamw(model.model.trained_parameters(), worker.OPTIM).load_state_dict(saved)
 
 
+def test_a_signal_to_any_process_stops_all_after_the_same_step(runs, ranks):
+    assert [found["stopped"] for found in ranks] == ["LDM: SIGTERM: saved after step 2 of 6; start again to go on"] * 2
+    assert [path.name for path in (runs / "signalled/checkpoints").iterdir()] == ["step_00000002"]
+
+
 # ---- communication
 
 
@@ -185,7 +192,7 @@ def test_only_the_first_process_writes(ranks):
 
 
 def test_only_the_first_process_speaks(two):
-    assert two.stdout.count("LDM: 15 images of 3 users, 6 steps") == 3  # runs
+    assert two.stdout.count("LDM: 15 images of 3 users, 6 steps") == 4  # runs
     assert two.stderr.count("LDM: going on after step 4 of 6") == 1
     assert two.stderr.count("LDM: 100%") == two.stderr.count("| 6/6 ") == 2
 

@@ -11,7 +11,6 @@ from typing import TypeVar
 
 import torch
 
-from train import parallel
 from train.errors import UserError
 from train.loop import TrainingConfig
 
@@ -22,9 +21,8 @@ class MicroBatch:
     """The micro-batch of a run: as planned, then halved, with `auto_batch`, whenever it does not fit."""
 
     def __init__(self, training: TrainingConfig, size: int):
-        # One process that starts its window again would leave the others waiting for its gradient.
-        self.auto = training.auto_batch and parallel.world_size() == 1
-        self.window, self.size = training.window, size
+        self.auto, self.window = training.auto_batch, training.window
+        self.size = size
 
     def fitting(self, attempt: Callable[[int], T]) -> T:
         """attempt(size), tried again from its beginning with half the size each time it runs out of memory.
@@ -48,9 +46,8 @@ class MicroBatch:
             )
         if not self.auto:
             raise UserError(
-                f"out of memory with a batch_size of {self.size}; start again with half the batch_size and twice the "
-                "gradient_accumulation_steps (in a single process auto_batch true sees to it), or with "
-                "gradient_checkpointing true: the run goes on"
+                f"out of memory with a batch_size of {self.size}; start again with auto_batch true, or half the "
+                "batch_size and twice the gradient_accumulation_steps, or gradient_checkpointing true: the run goes on"
             )
         was, self.size = self.size, -(-self.size // 2)
         print(

@@ -96,7 +96,11 @@ def run(main: Callable[[list[str] | None], int | None]) -> None:
     """
     try:
         with parallel.processes():
-            status = main(None)
+            try:
+                status = main(None)
+            except Stopped as stopped:
+                print(stopped, file=sys.stderr)
+                status = stopped.status
         sys.stdout.flush()
         sys.exit(status)
     except BrokenPipeError:  # the reader has seen enough, as in `| head`
@@ -108,9 +112,6 @@ def run(main: Callable[[list[str] | None], int | None]) -> None:
         where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
         print(one_line(f"error: {where}{getattr(error, 'strerror', None) or error}"), file=sys.stderr)
         sys.exit(2)
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(stopped.status)
     except KeyboardInterrupt:
         print("interrupted; started again, it goes on from its last checkpoint", file=sys.stderr)
         sys.exit(130)

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from train.errors import UserError
-from train.stopping import Stopped
 
 T = TypeVar("T")
 Losses = Callable[[slice], dict[str, Tensor]]
@@ -43,9 +42,8 @@ def world_size() -> int:
 def processes() -> Iterator[None]:
     """Join the processes that torchrun has started, if it has; all but the first keep quiet meanwhile.
 
-    A UserError or OSError, be it of one process or of all, comes out of one of them; the others exit with its
-    status, 2. Stopped, which is of all, comes out of the first. UserError where there are more processes than
-    GPUs, and where another process has gone without a word.
+    A UserError or OSError, be it of one process or of all, comes out of one of them; the others exit with status 2.
+    UserError where there are more processes than GPUs, and where another process does not answer any more.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["WORLD_SIZE"] == "1":
         yield
@@ -62,21 +60,19 @@ def processes() -> Iterator[None]:
                 quiet.enter_context(redirect_stdout(nowhere))
                 quiet.enter_context(redirect_stderr(nowhere))
             yield
-    except Stopped as stopped:
-        if number:
-            sys.exit(stopped.status)
-        raise
     except (UserError, OSError, RuntimeError) as error:
-        alone = isinstance(error, dist.DistError) or "gloo" in str(error)  # as gloo says that another has gone
-        if isinstance(error, RuntimeError) and not alone:
+        cut_off = isinstance(error, dist.DistError) or "gloo" in str(error)  # NCCL's way to say it, and gloo's
+        if isinstance(error, RuntimeError) and not cut_off:
             raise
         if store.add("sentences", 1) > 1:  # another has said why
             sys.exit(2)
-        if alone:
+        if cut_off:
             raise UserError(
-                "a process of this run has ended, so the others do; started again, it goes on from its last checkpoint"
+                f"the processes of this run have lost each other ({str(error).splitlines()[0]}); started again, "
+                "it goes on from its last checkpoint"
             ) from error
         raise
+    gather(None)  # torchrun ends all as soon as one has exited with a status other than 0
     dist.destroy_process_group()
 
 

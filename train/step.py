@@ -53,8 +53,8 @@ def optimizer_step(
     micro-batch only, and all end with the same gradient, hence the same step.
 
     Raises NotFinite where loss or gradient are not finite in fp32 or bf16, before any weight has changed.
-    torch.OutOfMemoryError leaves the step to be tried again with a smaller micro-batch; where it is the
-    optimizer that finds no memory, weights may be half changed and no micro-batch is small enough: UserError.
+    torch.OutOfMemoryError leaves the step to be tried again with a smaller micro-batch. UserError where it cannot be:
+    the optimizer has found no memory, and weights may be half changed; or the processes were communicating already.
     """
     totals: dict[str, Tensor] = {}
     optimizer.zero_grad(set_to_none=True)
@@ -62,10 +62,19 @@ def optimizer_step(
     starts = share[::micro_batch] or [share.start]  # an empty share takes part in the sum
     for start in starts:
         rows = slice(start, min(start + micro_batch, share.stop))
-        with everyone.no_sync() if everyone and start != starts[-1] else nullcontext():
+        last = start == starts[-1]
+        with everyone.no_sync() if everyone and not last else nullcontext():
             with autocast():
                 parts = everyone(losses, rows) if everyone else losses(rows)
-            scaler.scale(parts["loss"].sum() / window).backward()
+            try:
+                scaler.scale(parts["loss"].sum() / window).backward()
+            except torch.OutOfMemoryError:
+                if not everyone or not last:
+                    raise
+                raise UserError(
+                    "out of memory while the processes added up their gradients; start again with half the batch_size "
+                    "and twice the gradient_accumulation_steps, or with gradient_checkpointing true: the run goes on"
+                ) from None
         for name, per_sample in parts.items():
             totals[name] = totals.get(name, 0.0) + per_sample.detach().float().sum() / window
 
