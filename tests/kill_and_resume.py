@@ -42,7 +42,7 @@ ARGUMENTS = {
 }  # fmt: skip
 LIMIT = 600  # seconds after which a process that does not end is taken to hang
 processes = multiprocessing.get_context("forkserver")  # children that have torch already, and no threads
-processes.set_forkserver_preload(["tests.kill_and_resume"])
+processes.set_forkserver_preload(["train.vae", "train.ldm"])
 
 
 def start(stage: str, arguments: list[str], folder: Path) -> multiprocessing.Process:

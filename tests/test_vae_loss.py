@@ -17,7 +17,7 @@ from tests.tiny import tiny, tiny_vae
 from train.errors import UserError
 from train.optim import OptimConfig, make_adamw
 from train.step import optimizer_step
-from train.vae_loss import Adversary, VAELossConfig, load_vgg16, reconstruction_and_kl
+from train.vae_loss import Adversary, VAELossConfig, load_vgg16, reconstruction_and_kl, vae_losses
 
 CPU = torch.device("cpu")
 OPTIM = OptimConfig(learning_rate=1e-3, warmup_steps=0, lr_schedule="constant")
@@ -219,7 +219,7 @@ def test_a_measurement_that_overflowed_leaves_the_adaptive_weight_as_it_was(valu
     assert run.finish()["adaptive_weight"] == 0.75
 
 
-def test_a_dropped_window_leaves_nothing_to_the_next():
+def test_a_window_that_was_given_up_leaves_nothing_to_the_next():
     once, twice = Training(), Training()
     twice.losses(slice(0, 3))
     twice.adversary.begin_window()
@@ -303,6 +303,18 @@ def test_the_perceptual_term_has_a_gradient_to_the_images_and_none_to_its_weight
     assert torch.isfinite(a.grad).all()
     assert (a.grad.flatten(1).norm(dim=1) > 0).all()
     assert all(p.grad is None and not p.requires_grad for p in vgg16.parameters())
+
+
+def test_the_perceptual_term_has_a_gradient_to_the_vae_as_long_as_its_weight(vgg16):
+    vae, x, noise = tiny_vae(tiny()).train(), torch.rand(2, 3, 16, 16) * 2 - 1, torch.randn(2, 4, 8, 8)
+    found = []
+    for weight in (0.0, 1.0, 2.0):
+        loss = replace(LOSS, perceptual_weight=weight, perceptual_weights="x", adversarial_weight=0.0)
+        total = vae_losses(vae, x, noise, loss, vgg16)["loss"].sum()
+        found.append(torch.cat([g.flatten() for g in torch.autograd.grad(total, list(vae.parameters()))]))
+    plain, once, twice = found
+    assert (once - plain).norm() > 0.01 * plain.norm()
+    assert ((twice - plain) - 2 * (once - plain)).norm() < 1e-4 * (once - plain).norm()
 
 
 def test_the_perceptual_distance_is_that_of_unit_features_at_the_end_of_five_stages(vgg16):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nets.vae import AutoencoderKL
+from train import parallel
 from train.config import Config
 from train.data import UserImages
 from train.errors import UserError
@@ -67,8 +68,8 @@ def plan_micro_batch(config: Config, stage: str, users: int, device: torch.devic
     On a card, the predicted memory is compared with what is free there now: UserError where the tensors alone
     are too many, a warning where it is what the allocator adds to them. The CPU's memory is not looked at.
     """
-    setting = Setting(config, stage, users)
-    training = setting.training
+    training = getattr(config, f"{stage}_training")
+    setting = Setting(config, stage, users, ranks=parallel.world_size() if training.shard_optimizer else 1)
     if device.type != "cuda":
         return training.batch_size
     free, _ = torch.cuda.mem_get_info(device)

@@ -1,5 +1,6 @@
 """When a run ends before its last step: a signal asks for it, or the time that it was given is over."""
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -39,7 +40,8 @@ class Stop:
                 signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received and number == signal.SIGINT:
+        repeated = "TORCHELASTIC_RUN_ID" in os.environ  # torchrun passes a terminal's Ctrl-C on once more
+        if self.received and number == signal.SIGINT and not repeated:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
 
