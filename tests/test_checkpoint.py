@@ -1,31 +1,33 @@
 """A checkpoint is whole and true, or it is named and the one before it is used."""
 
+import errno
 import hashlib
 import os
 import pickle
 import random
+import resource
 import shutil
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import pytest
 import torch
 
-from train.checkpoint import list_checkpoints, load_latest, save_checkpoint
+from train.checkpoint import last_good, list_checkpoints, load_latest, save_checkpoint
 from train.errors import UserError
 from train.files import load_tensors, write_json
 
 
-def save(folder, *steps, keep=10):
+def save(folder, *steps, keep=10, best=()):
     """Checkpoints that each hold a tensor of their own step."""
     for step in steps:
-        save_checkpoint(folder, step, {"model": {"w": torch.full((100,), float(step))}}, keep)
+        save_checkpoint(folder, step, {"model": {"w": torch.full((100,), float(step))}}, keep, step in best)
 
 
 def latest(folder) -> int:
     """The step of the newest good checkpoint, whose content must be that step's."""
-    step, state = load_latest(folder)
-    assert torch.equal(state["model"]["w"], torch.full((100,), float(step)))
-    return step
+    found = load_latest(folder)
+    assert torch.equal(found.state["model"]["w"], torch.full((100,), float(found.step)))
+    return found.step
 
 
 def names(folder) -> list[str]:
@@ -55,8 +57,9 @@ def test_what_was_saved_is_loaded(tmp_path):
     optimizer = {"state": {0: {"step": torch.tensor(3.0)}}, "lr": 1e-3}
     state = {"model": {"w": torch.randn(3, 4)}, "optimizer": optimizer}
     save_checkpoint(tmp_path, 7, state, keep=1)
-    step, loaded = load_latest(tmp_path)
-    assert step == 7
+    found = load_latest(tmp_path)
+    loaded = found.state
+    assert (found.path, found.step) == (tmp_path / "step_00000007", 7)
     assert torch.equal(loaded["model"]["w"], state["model"]["w"])
     assert loaded["optimizer"]["lr"] == 1e-3
     assert torch.equal(loaded["optimizer"]["state"][0]["step"], torch.tensor(3.0))
@@ -130,6 +133,104 @@ def test_a_save_that_dies_anywhere_leaves_the_checkpoint_before_it(tmp_path, mon
 def test_the_newest_are_kept(tmp_path, keep):
     save(tmp_path, 10, 20, 30, 40, keep=keep)
     assert [int(path.name[5:]) for path in list_checkpoints(tmp_path)] == [10, 20, 30, 40][-keep:]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_the_best_is_kept_besides_the_last_and_can_be_told_from_them(tmp_path, keep):
+    save(tmp_path, 10, 20, 30, 40, 50, keep=keep, best=(20,))
+    assert names(tmp_path) == ["step_00000020_best", *["step_00000040", "step_00000050"][-keep:]]
+    assert latest(tmp_path) == 50
+
+
+def test_a_former_best_is_one_of_the_last_or_goes(tmp_path):
+    save(tmp_path, 10, 20, 30, keep=2, best=(10, 20))
+    assert names(tmp_path) == ["step_00000020_best", "step_00000030"]
+    save(tmp_path, 40, keep=2, best=(40,))
+    assert names(tmp_path) == ["step_00000030", "step_00000040_best"]
+    save(tmp_path, 50, keep=2, best=(50,))
+    assert names(tmp_path) == ["step_00000040", "step_00000050_best"]
+    assert latest(tmp_path) == 50
+
+
+def test_a_run_resumes_from_the_newest_and_from_the_best_only_where_that_is_it(tmp_path):
+    save(tmp_path, 10, 20, 30, best=(20,))
+    assert load_latest(tmp_path).path.name == "step_00000030"
+    damage(tmp_path, 30, "truncated")
+    assert load_latest(tmp_path).path.name == "step_00000020_best"
+
+
+def test_a_kill_between_a_new_best_and_the_end_of_the_former_leaves_one_best_after_the_next_save(tmp_path):
+    save(tmp_path, 10, best=(10,))
+    save(tmp_path, 20)
+    (tmp_path / "step_00000020").rename(tmp_path / "step_00000020_best")
+    assert latest(tmp_path) == 20
+    save(tmp_path, 30, keep=1)
+    assert names(tmp_path) == ["step_00000020_best", "step_00000030"]
+
+
+# ---- a full disk
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@contextmanager
+def largest_file(size):
+    """Writing beyond this many bytes fails, as it does on a full disk; in earnest, by the kernel."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("part", [0.0, 0.01, 0.1, 0.5, 0.99])
+def test_a_disk_that_is_full_at_any_byte_stops_the_save_and_not_the_checkpoint_before_it(tmp_path, part):
+    save(tmp_path, 10)
+    state = {"model": {name: torch.randn(20_000) for name in "abcde"}}
+    whole = save_checkpoint(tmp_path / "elsewhere", 20, state, 1) / "state.pt"
+    before = names(tmp_path)
+    with largest_file(int(part * whole.stat().st_size)), pytest.raises(UserError) as caught:
+        save_checkpoint(tmp_path, 20, state, 1)
+    assert "step_00000020: cannot be saved (File too large)" in str(caught.value)
+    assert f"the last good checkpoint is {tmp_path / 'step_00000010'}" in str(caught.value)
+    assert names(tmp_path) == before
+    assert latest(tmp_path) == 10
+
+
+@pytest.mark.parametrize("victim", ["os.fsync", "os.replace", "train.files.os.replace", "pathlib.Path.mkdir"])
+def test_no_space_left_anywhere_in_a_save_is_said_and_leaves_nothing_half_done(tmp_path, monkeypatch, victim):
+    save(tmp_path, 10, 20)
+
+    def full(*args, **kwargs):
+        raise FULL
+
+    with monkeypatch.context() as patch:
+        patch.setattr(victim, full)
+        with pytest.raises(UserError, match=r"cannot be saved \(.*No space left on device"):
+            save(tmp_path, 30, keep=1)
+    assert names(tmp_path) == ["step_00000010", "step_00000020"]
+    save(tmp_path, 30)
+    assert latest(tmp_path) == 30
+
+
+def test_an_error_of_ours_in_a_save_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.save", lambda *_: (_ for _ in ()).throw(RuntimeError("CUDA error")))
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        save(tmp_path, 10)
+    assert names(tmp_path) == []
+
+
+def test_without_a_checkpoint_that_is_said(tmp_path):
+    assert last_good(tmp_path) == f"there is no checkpoint in {tmp_path} yet"
+    save(tmp_path, 10, 20)
+    assert last_good(tmp_path) == f"the last good checkpoint is {tmp_path / 'step_00000020'}"
+    damage(tmp_path, 20, "one bit")
+    assert last_good(tmp_path) == f"the last good checkpoint is {tmp_path / 'step_00000010'}"
+
+
+# ---- what is damaged, and what is not ours
 
 
 @pytest.mark.parametrize("keep", [1, 2])

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,24 +14,12 @@ from PIL import Image
 from nets.unet import UNet2DConditionModel
 from nets.vae import AutoencoderKL
 from tests.oracle import diffusers
+from tests.tiny import USERS, make_images
 from train import check, evaluate, ldm, loop, memcheck, pretrained, sample, vae
 from train.checkpoint import save_checkpoint
 from train.errors import UserError
 
 TINY = str(Path(__file__).with_name("tiny.yaml"))
-USERS = ("ID1", "ID2", "ID10")
-
-
-def make_images(folder: Path, per_user: int = 6) -> Path:
-    """Each user a colour of its own, each image another noise."""
-    chance = np.random.default_rng(0)
-    for number, user in enumerate(USERS):
-        (folder / user).mkdir(parents=True)
-        for i in range(per_user):
-            pixels = chance.integers(0, 60, (20, 20, 3))
-            pixels[:, :, number] += 150
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / user / f"{i}.png")
-    return folder
 
 
 def flags(folder: Path, out: str, *more: str) -> list[str]:

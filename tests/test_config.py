@@ -32,6 +32,7 @@ FLAGS = [
     ("mixed_precision", "bf16", "bf16", ["T.mixed_precision"]),
     ("sample_interval", "11", 11, ["T.sample_interval"]),
     ("save_interval", "13", 13, ["T.save_interval"]),
+    ("max_hours", "8.5", 8.5, ["T.max_hours"]),
     ("output_dir", "O", "O", ["T.output_dir"]),
 ]
 RECORDED = (

@@ -52,6 +52,10 @@ def test_the_same_run_goes_on(tmp_path, stage):
         "ldm_training.sample_interval=3",
         "ldm_training.save_interval=3",
         "ldm_training.keep_checkpoints=5",
+        "ldm_training.max_hours=8.5",
+        "ldm_training.auto_batch=true",
+        "ldm_training.gradient_checkpointing=true",
+        "ldm_training.optimizer.learning_rate=1e-5",
         "ldm_training.output_dir=moved",
         "data.dir=moved",
         "latents.vae_path=moved/final_model",
@@ -60,10 +64,35 @@ def test_the_same_run_goes_on(tmp_path, stage):
         "sampling.steps=7",
     ],
 )
-def test_what_may_change_while_a_run_goes_on_is_taken_over(tmp_path, setting):
+def test_what_may_change_while_a_run_goes_on_is_taken_over_and_named(tmp_path, setting, capsys):
     open_run(tmp_path, tiny(), "ldm")
+    assert capsys.readouterr().err == ""
     open_run(tmp_path, tiny(setting), "ldm")
     assert strict_yaml.load(Config, tmp_path / "config.yaml") == tiny(setting)
+    key, said = setting.split("=")[0], capsys.readouterr().err
+    matters = not key.startswith(("vae_", "sampling"))  # to the LDM
+    assert (f"goes on with another config: {key} was " in said) == matters
+    assert said.count("\n") == matters
+    open_run(tmp_path, tiny(setting), "ldm")
+    assert capsys.readouterr().err == ""
+
+
+def test_another_cut_of_the_same_window_may_change_while_a_run_goes_on(tmp_path, capsys):
+    """A step is still of four images: what memory asks for must not end a run."""
+    open_run(tmp_path, tiny(), "ldm")
+    open_run(tmp_path, tiny("ldm_training.batch_size=2", "ldm_training.gradient_accumulation_steps=2"), "ldm")
+    said = capsys.readouterr().err
+    assert "batch_size was 4, is 2; ldm_training.gradient_accumulation_steps was 1, is 2" in said
+
+
+@pytest.mark.parametrize(("schedule", "says"), [("cosine", True), ("constant", False)])
+def test_more_epochs_change_the_learning_rate_of_a_cosine_and_that_is_said(tmp_path, capsys, schedule, says):
+    same = f"ldm_training.optimizer.lr_schedule={schedule}"
+    open_run(tmp_path, tiny(same), "ldm")
+    open_run(tmp_path, tiny(same, "ldm_training.num_epochs=9"), "ldm")
+    said = capsys.readouterr().err
+    assert "num_epochs was 2, is 9" in said
+    assert ("the learning rate is from here on that of a run of the new length" in said) == says
 
 
 @pytest.mark.parametrize(
@@ -73,7 +102,8 @@ def test_what_may_change_while_a_run_goes_on_is_taken_over(tmp_path, setting):
         ("ldm", "ldm_training.batch_size=2", "ldm_training.batch_size was 4, is 2"),
         ("ldm", "unet.num_heads=4", "unet.num_heads was 2, is 4"),
         ("ldm", "schedule.prediction=noise", "schedule.prediction was 'velocity', is 'noise'"),
-        ("ldm", "ldm_training.optimizer.learning_rate=1", "optimizer.learning_rate was 0.001, is 1.0"),
+        ("ldm", "ldm_training.optimizer.warmup_steps=1", "optimizer.warmup_steps was 2, is 1"),
+        ("ldm", "ldm_training.gradient_accumulation_steps=2", "gradient_accumulation_steps was 1, is 2"),
         ("ldm", "ldm_loss.condition_dropout=0", "ldm_loss.condition_dropout was 0.1, is 0.0"),
         ("ldm", "data.seed=3", "data.seed was 0, is 3"),
         ("vae", "vae.channels=[8, 8]", "vae.channels was (8, 16), is (8, 8)"),

@@ -222,7 +222,7 @@ def test_a_measurement_that_overflowed_leaves_the_adaptive_weight_as_it_was(valu
 def test_a_dropped_window_leaves_nothing_to_the_next():
     once, twice = Training(), Training()
     twice.losses(slice(0, 3))
-    twice.adversary.drop_window()
+    twice.adversary.begin_window()
     for run in (once, twice):
         run.losses(slice(None))
     assert once.finish() == twice.finish()

@@ -3,7 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from nets.condition import UserConditionEncoder
 from nets.unet import UNet2DConditionModel
@@ -14,6 +16,7 @@ from train.data import UserImages
 from train.denoising import UserDenoiser
 
 PATH = Path(__file__).with_name("tiny.yaml")
+USERS = ("ID1", "ID2", "ID10")
 
 
 def tiny(*settings: str) -> Config:
@@ -41,3 +44,15 @@ def tiny_images(count: int = 12, side: int = 16, channels: int = 3, users: int =
     index = torch.arange(count) % users
     paths = [f"{names[user]}/rec{i}_0.png" for i, user in enumerate(index.tolist())]
     return UserImages(pixels, index, names, paths)
+
+
+def make_images(folder: Path, per_user: int = 6) -> Path:
+    """A folder of images for each of three users: each user a colour of its own, each image another noise."""
+    chance = np.random.default_rng(0)
+    for number, user in enumerate(USERS):
+        (folder / user).mkdir(parents=True)
+        for i in range(per_user):
+            pixels = chance.integers(0, 60, (20, 20, 3))
+            pixels[:, :, number] += 150
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / user / f"{i}.png")
+    return folder

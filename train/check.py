@@ -3,10 +3,8 @@
 One line for each question; the exit status is 1 when an answer is no.
 """
 
-import shutil
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -19,15 +17,15 @@ from train.data import UserImages, load_images
 from train.denoising import UserDenoiser, denoising_loss, draw_training_window
 from train.device import autocast, grad_scaler, pick_device, refuse_emulated_precision
 from train.errors import UserError
-from train.latents import latent_shape, measure_scaling
+from train.latents import latent_shape
 from train.ldm import build_denoiser, load_vae, refuse_other_users, vae_folder_of
 from train.optim import make_adamw
+from train.preflight import require_disk, require_sane_latents
 from train.randomness import generator
-from train.split import Split, evenly, load_split, make_split
+from train.split import Split, load_split, make_split
 from train.step import StepResult, optimizer_step
 
 T = TypeVar("T")
-SANE_STD = (0.5, 2.0)  # of scaled latents; 1 is what the scaling factor is for
 
 
 class Checks:
@@ -109,13 +107,7 @@ def check_latents(
     config: Config, vae: AutoencoderKL, data: UserImages, split: Split, device: torch.device
 ) -> tuple[tuple[int, int, int], str]:
     """The shape of an image's latents; of a few they are encoded, to see their scale."""
-    rows = evenly(split.train, 32)
-    std = measure_scaling(vae, data, rows, device)["std"] * vae.config.scaling_factor
-    if not SANE_STD[0] < std < SANE_STD[1]:
-        raise UserError(
-            f"scaled latents of {len(rows)} images have standard deviation {std:.3g}, not about 1: the VAE was trained "
-            "on other images, or its scaling_factor is not its own"
-        )
+    std = require_sane_latents(vae, data, split.train, device)
     shape = latent_shape(vae, data)
     return shape, f"{'x'.join(map(str, shape))}, standard deviation {std:.2f} when scaled"
 
@@ -153,17 +145,8 @@ def check_step(
     return result, f"{training.batch_size} images forward and backward, loss {result.losses['loss']:.3f}"
 
 
-def check_disk(config: Config, model: UserDenoiser) -> tuple[int, str]:
-    """A checkpoint holds weights, their average and two moments, in float32; one more is written than is kept."""
-    weights = sum(p.numel() for p in model.parameters()) * 4
-    needed = weights * (4 * (config.ldm_training.keep_checkpoints + 1) + 1)
-    folder = Path(config.ldm_training.output_dir).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise UserError(f"{folder}: checkpoints need {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free")
-    return free, f"checkpoints need {needed / 2**30:.2f} GiB of {free / 2**30:.0f} GiB free"
+def check_disk(config: Config, model: UserDenoiser) -> tuple[bool, str]:
+    return True, require_disk(config.ldm_training, model)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,17 @@
 
 A checkpoint is written into a temporary folder, synced to the disk and renamed; `checksum.json` holds the
 SHA-256 of its files. A process may be killed at any moment: the checkpoint before it stays.
+
+    step_00001000_best/   of the best validation so far, kept whatever its age
+    step_00003000/
+    step_00004000/
 """
 
 import hashlib
 import os
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,41 +21,82 @@ from train.errors import UserError
 from train.files import load_tensors, read_json, write_json
 
 STATE = "state.pt"
-PATTERN = "step_" + "[0-9]" * 8
+NAME, BEST = "step_" + "[0-9]" * 8, "_best"
 
 
-def save_checkpoint(folder: Path, step: int, state: dict, keep: int) -> Path:
-    """Write `folder/step_<step>`, then remove all checkpoints but this one and the `keep` - 1 before it."""
-    target = folder / f"step_{step:08d}"
-    temporary = folder / f".{target.name}.tmp"
-    for leftover in folder.glob(f".{PATTERN}.tmp"):  # of a process that was killed in here
+@dataclass(frozen=True)
+class Checkpoint:
+    path: Path
+    step: int
+    state: dict
+
+
+def save_checkpoint(folder: Path, step: int, state: dict, keep: int, best: bool = False) -> Path:
+    """Write `folder/step_<step>`, then remove all checkpoints but the last `keep` and the best one.
+
+    UserError where the disk is full; the checkpoints before it are then as they were.
+    """
+    name = f"step_{step:08d}"
+    target, temporary = folder / (name + BEST * best), folder / f".{name}.tmp"
+    for leftover in folder.glob(f".{NAME}.tmp"):  # of a process that was killed in here
         shutil.rmtree(leftover)
-    temporary.mkdir(parents=True)
-    with open(temporary / STATE, "wb") as file:
-        torch.save({"step": step, "state": state}, file)
+    try:
+        _write(temporary, {"step": step, "state": state})
+        for damaged in (folder / name, folder / (name + BEST)):  # `load_latest` passed over it
+            if damaged.exists():
+                shutil.rmtree(damaged)
+        os.replace(temporary, target)
+        _sync_folder(folder)
+    except (OSError, RuntimeError, UserError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(f"{target}: cannot be saved ({_reason(error)}); {last_good(folder)}") from error
+    _remove_old(folder, target, keep)
+    return target
+
+
+def _write(folder: Path, content: dict) -> None:
+    folder.mkdir(parents=True)
+    with open(folder / STATE, "wb") as file:
+        torch.save(content, file)
         file.flush()
         os.fsync(file.fileno())
-    write_json(temporary / "checksum.json", {STATE: _sha256(temporary / STATE)})
-    _sync_folder(temporary)
-    if target.exists():  # a damaged one, which `load_latest` passed over
-        shutil.rmtree(target)
-    os.replace(temporary, target)
+    write_json(folder / "checksum.json", {STATE: _sha256(folder / STATE)})
     _sync_folder(folder)
-    checkpoints = list_checkpoints(folder)
-    kept = [path for path in checkpoints if path <= target][-keep:]
-    for path in checkpoints:
-        if path not in kept:  # old, or damaged: this run would not have come to `step` from a newer one
+
+
+def _reason(error: Exception) -> str:
+    """Why a save failed. torch.save turns a full disk into a RuntimeError of its own, within which it is found."""
+    cause = error.__context__ if isinstance(error, RuntimeError) else error
+    if isinstance(cause, OSError):
+        return cause.strerror or str(cause)
+    if isinstance(cause, UserError):
+        return str(cause)
+    raise error
+
+
+def _remove_old(folder: Path, newest: Path, keep: int) -> None:
+    """Leave the best checkpoint and the last `keep`, of which `newest` is one."""
+    true = []
+    for path in list_checkpoints(folder):
+        if path <= newest:
+            true.append(path)
+        else:  # damaged: this run would not have come to `newest` from a later one
             shutil.rmtree(path)
-    return target
+    best = [path for path in true if path.name.endswith(BEST)]
+    for path in best[:-1]:  # it was, until a later one was saved
+        true[true.index(path)] = path.rename(path.with_name(path.name.removesuffix(BEST)))
+    for path in true[:-keep]:
+        if not path.name.endswith(BEST):
+            shutil.rmtree(path)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Oldest first."""
-    return sorted(folder.glob(PATTERN))
+    return sorted([*folder.glob(NAME), *folder.glob(NAME + BEST)])
 
 
-def load_latest(folder: Path) -> tuple[int, dict] | None:
-    """Step and state of the newest checkpoint that is whole; damaged ones are named and passed over.
+def load_latest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint that is whole; damaged ones are named and passed over.
 
     None where there is no checkpoint. UserError where there are some but none is whole: to start from the
     beginning would overwrite what could perhaps be rescued.
@@ -58,17 +104,32 @@ def load_latest(folder: Path) -> tuple[int, dict] | None:
     checkpoints = list_checkpoints(folder)
     for path in reversed(checkpoints):
         try:
-            if read_json(path / "checksum.json").get(STATE) != _sha256(path / STATE):
-                raise UserError(f"{path / STATE}: does not have the checksum that it was saved with")
+            _require_whole(path)
             loaded = load_tensors(path / STATE)
             if not isinstance(loaded.get("step"), int) or not isinstance(loaded.get("state"), dict):
                 raise UserError(f"{path / STATE}: is not a checkpoint of a run")
-            return loaded["step"], loaded["state"]
+            return Checkpoint(path, loaded["step"], loaded["state"])
         except (UserError, OSError) as error:
             print(f"checkpoint passed over: {error}", file=sys.stderr)
     if checkpoints:
         raise UserError(f"{folder}: no checkpoint in it is whole; remove it to start from the beginning")
     return None
+
+
+def last_good(folder: Path) -> str:
+    """In words, for a run that ends before its time."""
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            _require_whole(path)
+            return f"the last good checkpoint is {path}"
+        except (UserError, OSError):
+            continue
+    return f"there is no checkpoint in {folder} yet"
+
+
+def _require_whole(path: Path) -> None:
+    if read_json(path / "checksum.json").get(STATE) != _sha256(path / STATE):
+        raise UserError(f"{path / STATE}: does not have the checksum that it was saved with")
 
 
 class Unchanged:

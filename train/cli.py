@@ -10,6 +10,7 @@ from typing import NoReturn
 from train import parallel, strict_yaml
 from train.config import Config
 from train.errors import UserError, nearest, one_line
+from train.stopping import Stopped
 
 DEFAULT_CONFIG = Path("configs/medium.yaml")
 
@@ -29,6 +30,7 @@ def flag_keys(stage: str) -> dict[str, tuple[str, ...]]:
         "mixed_precision": (f"{training}.mixed_precision",),
         "sample_interval": (f"{training}.sample_interval",),
         "save_interval": (f"{training}.save_interval",),
+        "max_hours": (f"{training}.max_hours",),
         "output_dir": (f"{training}.output_dir",),
     }
 
@@ -88,7 +90,10 @@ def read_config(
 
 
 def run(main: Callable[[list[str] | None], int | None]) -> None:
-    """Run a command; bad input ends it with one sentence and exit status 2."""
+    """Run a command; bad input ends it with one sentence and exit status 2.
+
+    A training that was asked to stop exits with 128 + the signal's number, or 75 at the end of max_hours.
+    """
     try:
         with parallel.processes():
             status = main(None)
@@ -103,6 +108,9 @@ def run(main: Callable[[list[str] | None], int | None]) -> None:
         where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
         print(one_line(f"error: {where}{getattr(error, 'strerror', None) or error}"), file=sys.stderr)
         sys.exit(2)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.status)
     except KeyboardInterrupt:
         print("interrupted; started again, it goes on from its last checkpoint", file=sys.stderr)
         sys.exit(130)

@@ -17,6 +17,7 @@ from nets.condition import UserConditionEncoder
 from nets.unet import UNet2DConditionModel
 from nets.vae import AutoencoderKL
 from train import cli, parallel, pretrained
+from train.auto_batch import MicroBatch
 from train.checkpoint import Unchanged
 from train.config import Config
 from train.data import UserImages, draw_flips, load_images
@@ -27,9 +28,10 @@ from train.errors import UserError
 from train.files import tensors_hash
 from train.generate import generate
 from train.latents import LatentSource
-from train.loop import total_steps, train
+from train.loop import Best, total_steps, train
 from train.optim import learning_rate, make_adamw, set_learning_rate
 from train.pictures import PICTURE_BATCH, image_grid, save_picture
+from train.preflight import plan_micro_batch, require_disk, require_sane_latents
 from train.randomness import generator, window_rows
 from train.run_folder import SPLIT, open_run, refuse_other_run, save_config, shared_split
 from train.split import Split, evenly, fingerprint, save_split
@@ -56,6 +58,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def begin() -> Split:
         split = shared_split(data, config.data, folder, vae_folder)
+        require_sane_latents(vae, data, split.train, device)
         open_run(folder, config, "ldm")  # only now that the input is known to be good
         save_split(folder / SPLIT, split, data, config.data)
         return split
@@ -71,11 +74,13 @@ def train_denoiser(
 ) -> UserDenoiser:
     """Train, or go on training; the averaged model."""
     training = config.ldm_training
+    micro_batch = MicroBatch(training, plan_micro_batch(config, "ldm", len(data.user_names), device))
     source = LatentSource(vae, data, config.latents, folder / "latent_cache", device)
     torch.manual_seed(generator(config.seed, "weights", 1).initial_seed())
     model = build_denoiser(config, num_users=len(data.user_names), latent_side=source.shape[-1]).to(device)
     set_checkpointing(model, training.gradient_checkpointing)
     schedule = make_schedule(config.schedule)
+    require_disk(training, model)
     ema = EMA(model, training.ema_decay)
     optimizer = make_adamw(model.trained_parameters(), training.optimizer, training.shard_optimizer)
     everyone = parallel.add_gradients(model.trained_parameters())
@@ -99,21 +104,23 @@ def train_denoiser(
             return {"loss": denoising_loss(model, schedule, config.ldm_loss, latents, users[part], draws[part])}
 
         set_learning_rate(optimizer, learning_rate(training.optimizer, step, steps))
-        result = optimizer_step(
-            losses, len(rows), training.batch_size, model.trained_parameters(), optimizer, scaler, half,
+        result = micro_batch.fitting(lambda size: optimizer_step(
+            losses, len(rows), size, model.trained_parameters(), optimizer, scaler, half,
             training.optimizer.max_grad_norm, everyone,
-        )  # fmt: skip
+        ))  # fmt: skip
         if result.taken:
             ema.update(model)
         return result
 
     def validate(step: int) -> dict[str, float]:
         write_samples(ema.model, vae, config, data, folder / f"samples/{step:08d}.png")
-        return {"validation_loss": validation_loss(ema.model, source, split, config, training.batch_size)}
+        return {"validation_loss": validation_loss(ema.model, source, split, config, micro_batch.size)}
 
     inputs = Unchanged(VAE=tensors_hash(vae.state_dict().values()), data=fingerprint(data, split))
-    state = {"inputs": inputs, "model": model, "ema": ema, "optimizer": optimizer, "scaler": scaler}
-    train("LDM", training, steps, state, take_step, validate, ("loss", "validation_loss"), device)
+    state = {"inputs": inputs, "model": model, "ema": ema, "optimizer": optimizer, "scaler": scaler,
+             "micro_batch": micro_batch}  # fmt: skip
+    best = Best("validation_loss", min)
+    train("LDM", training, steps, state, take_step, validate, best, ("loss", "validation_loss"), device)
     return ema.model
 
 

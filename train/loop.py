@@ -5,23 +5,30 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
 from train import parallel
-from train.checkpoint import load_latest, save_checkpoint
+from train.checkpoint import last_good, load_latest, save_checkpoint
 from train.device import MixedPrecision, peak_memory
 from train.errors import UserError
 from train.files import DAMAGED
 from train.log import RunLog
 from train.optim import OptimConfig
 from train.progress import progress
-from train.step import StepResult
+from train.step import NotFinite, StepResult
+from train.stopping import Stop, Stopped
 
 LOG_INTERVAL = 10  # optimizer steps
+MAX_LOST = 10  # windows in a row whose fp16 loss is not finite
 MAX_SKIPPED = 20  # windows in a row that fp16 overflow may skip: the loss scale has then fallen a million-fold
+TO_TRY = (
+    "try a lower learning_rate, with which the run goes on from there, or, in another output_dir, longer warmup_steps "
+    "or no mixed_precision"
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,8 @@ class TrainingConfig:
     """Images that go through the model at once (the micro-batch), in each process."""
     gradient_accumulation_steps: int = 1
     """Micro-batches in one optimizer step."""
+    auto_batch: bool = False
+    """Choose the micro-batch by the card's memory, and halve it when it does not fit; a step stays the same."""
     mixed_precision: MixedPrecision = "no"
     gradient_checkpointing: bool = False
     ema_decay: float = 0.9999
@@ -40,6 +49,9 @@ class TrainingConfig:
     save_interval: int = 1000
     """Optimizer steps between checkpoints."""
     keep_checkpoints: int = 2
+    """The last ones; the best is kept besides."""
+    max_hours: float | None = None
+    """Hours from the first step after which the run saves and stops, to be started again."""
     shard_optimizer: bool = False
     """Divide the optimizer's state among the processes of a torchrun; a single one keeps it all."""
     optimizer: OptimConfig = OptimConfig()  # noqa: RUF009 (frozen)
@@ -51,6 +63,8 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), not {self.ema_decay}")
+        if self.max_hours is not None and not self.max_hours > 0:
+            raise ValueError(f"max_hours must be positive, not {self.max_hours}")
 
     @property
     def window(self) -> int:
@@ -65,6 +79,27 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict) -> object: ...
 
 
+class Best:
+    """The best validation so far; `choose`, min or max, tells which of two values of the metric is the better."""
+
+    def __init__(self, metric: str, choose: Callable[..., float]):
+        self.metric, self.choose = metric, choose
+        self.value: float | None = None
+
+    def improved_by(self, metrics: dict[str, float]) -> bool:
+        new = metrics[self.metric]
+        if not math.isfinite(new) or (self.value is not None and self.choose(self.value, new) == self.value):
+            return False
+        self.value = new
+        return True
+
+    def state_dict(self) -> dict:
+        return {"metric": self.metric, "value": self.value}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.value = state["value"]
+
+
 def train(
     title: str,
     config: TrainingConfig,
@@ -72,6 +107,7 @@ def train(
     state: dict[str, Stateful],
     take_step: Callable[[int], StepResult],
     validate: Callable[[int], dict[str, float]],
+    best: Best,
     curves: tuple[str, ...],
     device: torch.device,
 ) -> None:
@@ -79,26 +115,26 @@ def train(
 
     take_step(step) makes optimizer step `step` (from 0) and changes `state`; validate(step) writes pictures
     and gives metrics. A step that fp16 overflow left out is tried again on the same samples.
+
+    Raises UserError where a loss is not finite, and Stopped where the run was asked to end before; what it
+    has saved then is what a run without end has after this step.
     """
     folder = Path(config.output_dir)
     checkpoints = folder / "checkpoints"
+    stop = Stop(config.max_hours)
+    state = {**state, "best": best}
     step = _resume(checkpoints, state)
     if step:
         print(f"{title}: going on after step {step} of {total_steps}", file=sys.stderr)
     log = RunLog(folder, step)
-    with progress(total=total_steps, initial=step, desc=title, unit="step") as bar:
-        logged_at, logged_time, skipped = step, time.perf_counter(), 0
+    with stop.listening(), progress(total=total_steps, initial=step, desc=title, unit="step") as bar:
+        logged_at, logged_time = step, time.perf_counter()
         while step < total_steps:
-            result = take_step(step)
-            if not result.taken:
-                skipped += 1
-                if skipped > MAX_SKIPPED:
-                    raise UserError(
-                        f"{title}: fp16 gradients overflowed {skipped} times in a row at step {step}; "
-                        "go on from the last checkpoint with a lower learning_rate or mixed_precision no"
-                    )
-                continue
-            step, skipped = step + 1, 0
+            try:
+                result = _taken(take_step, step)
+            except NotFinite as error:
+                raise UserError(f"{title}: step {step + 1}: {error}; {last_good(checkpoints)}; {TO_TRY}") from None
+            step += 1
             bar.update()
             if step % LOG_INTERVAL == 0 or step == total_steps:
                 now = time.perf_counter()
@@ -110,15 +146,37 @@ def train(
                 bar.set_postfix_str(
                     f"loss {result.losses['loss']:.4f}, {speed:.1f} images/s, {memory / 2**30:.2f} GiB", refresh=False
                 )
+            better = False
             if step % config.sample_interval == 0 or step == total_steps:
-                log.write(step, **parallel.on_main(lambda at=step: validate(at)))
+                metrics = parallel.on_main(partial(validate, step))
+                log.write(step, **metrics)
                 log.draw_curves(title, *curves)
+                better = best.improved_by(metrics)
                 logged_time = time.perf_counter()
-            if step % config.save_interval == 0 or step == total_steps:
+            reason = next(filter(None, parallel.gather(stop.reason())), None)  # of any process, in all of them
+            if step % config.save_interval == 0 or step == total_steps or better or reason:
                 saved = {name: part.state_dict() for name, part in state.items()}
-                parallel.on_main(
-                    lambda at=step, saved=saved: save_checkpoint(checkpoints, at, saved, config.keep_checkpoints)
-                )
+                save = partial(save_checkpoint, checkpoints, step, saved, config.keep_checkpoints, better)
+                parallel.on_main(save)
+            if reason:
+                why, status = reason
+                raise Stopped(f"{title}: {why}: saved after step {step} of {total_steps}; start again to go on", status)
+
+
+def _taken(take_step: Callable[[int], StepResult], step: int) -> StepResult:
+    """Take step `step`, again and again while fp16 overflow leaves it out.
+
+    The loss scale falls meanwhile, which helps gradients that overflow, but not a loss that is not finite itself.
+    """
+    skipped = lost = 0
+    while not (result := take_step(step)).taken:
+        skipped += 1
+        lost = 0 if math.isfinite(result.losses["loss"]) else lost + 1
+        if lost == MAX_LOST:
+            raise NotFinite(f"the loss was not finite {lost} times in a row")
+        if skipped > MAX_SKIPPED:
+            raise NotFinite(f"fp16 gradients overflowed {skipped} times in a row")
+    return result
 
 
 def total_steps(samples: int, config: TrainingConfig) -> int:
@@ -130,16 +188,16 @@ def _resume(checkpoints: Path, state: dict[str, Stateful]) -> int:
     found = load_latest(checkpoints)
     if found is None:
         return 0
-    step, saved = found
+    saved = found.state
     if saved.keys() != state.keys():
         raise UserError(
-            f"{checkpoints}: a checkpoint holds {', '.join(saved)}, this run {', '.join(state)}; use another output_dir"
+            f"{found.path}: holds {', '.join(saved)}, this run {', '.join(state)}; use another output_dir"
         )
     for name, part in state.items():
         try:
             part.load_state_dict(saved[name])
         except UserError as error:
-            raise UserError(f"{checkpoints}: {error}") from None
+            raise UserError(f"{found.path}: {error}") from None
         except DAMAGED as error:
-            raise UserError(f"{checkpoints}: the {name} in it is of another model; use another output_dir") from error
-    return step
+            raise UserError(f"{found.path}: the {name} in it is of another model; use another output_dir") from error
+    return found.step

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from train.errors import UserError
+from train.stopping import Stopped
 
 T = TypeVar("T")
 Losses = Callable[[slice], dict[str, Tensor]]
@@ -42,8 +43,9 @@ def world_size() -> int:
 def processes() -> Iterator[None]:
     """Join the processes that torchrun has started, if it has; all but the first keep quiet meanwhile.
 
-    A UserError or OSError, be it of one process or of all, comes out of one of them; the others exit with its status, 2.
-    UserError where there are more processes than GPUs, and where another process has gone without a word.
+    A UserError or OSError, be it of one process or of all, comes out of one of them; the others exit with its
+    status, 2. Stopped, which is of all, comes out of the first. UserError where there are more processes than
+    GPUs, and where another process has gone without a word.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["WORLD_SIZE"] == "1":
         yield
@@ -60,6 +62,10 @@ def processes() -> Iterator[None]:
                 quiet.enter_context(redirect_stdout(nowhere))
                 quiet.enter_context(redirect_stderr(nowhere))
             yield
+    except Stopped as stopped:
+        if number:
+            sys.exit(stopped.status)
+        raise
     except (UserError, OSError, RuntimeError) as error:
         alone = isinstance(error, dist.DistError) or "gloo" in str(error)  # as gloo says that another has gone
         if isinstance(error, RuntimeError) and not alone:

@@ -1,5 +1,6 @@
 """The folder of a run: one experiment in it, its config and split beside its results."""
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,22 +17,30 @@ SECTIONS = {
     "vae": ("seed", "data", "vae", "vae_loss", "vae_training"),
     "ldm": ("seed", "data", "latents", "user_encoder", "unet", "schedule", "ldm_loss", "ldm_training"),
 }
-# What may change while a run goes on: how long, how often, and where things are.
+# What may change while a run goes on: how long, how often, how the work is cut, and where things are; and the
+# learning rate, since to lower it is what a run needs whose loss is not finite any more.
 SAFE = {
-    "num_epochs", "sample_interval", "save_interval", "keep_checkpoints", "shard_optimizer", "output_dir", "dir",
-    "vae_path",
+    "num_epochs", "max_hours", "sample_interval", "save_interval", "keep_checkpoints", "auto_batch",
+    "gradient_checkpointing", "shard_optimizer", "output_dir", "dir", "vae_path", "learning_rate",
 }  # fmt: skip
+CUT = {"batch_size", "gradient_accumulation_steps"}  # safe as long as their product stays
 
 
 def open_run(folder: Path, config: Config, stage: str) -> None:
-    """Make the folder, or see that what is in it is this very run; write the config into it."""
-    refuse_other_run(folder, config, stage)
+    """Make the folder, or see that what is in it is this very run; write the config into it, and say what is new."""
+    differing = refuse_other_run(folder, config, stage)
+    if differing:
+        training = getattr(config, f"{stage}_training")
+        longer = any("num_epochs" in key for key in differing) and training.optimizer.lr_schedule == "cosine"
+        rate = "; the learning rate is from here on that of a run of the new length" if longer else ""
+        print(f"{folder}: goes on with another config: {'; '.join(differing)}{rate}", file=sys.stderr)
     save_config(config, folder, stage)
 
 
-def refuse_other_run(folder: Path, config: Config, stage: str) -> None:
+def refuse_other_run(folder: Path, config: Config, stage: str) -> list[str]:
     """UserError where the folder holds something else, or a run whose config differs in what decides its results.
 
+    In what else it differs is the answer, a phrase for each key: with that a run may go on.
     Nothing is written: a run that does not come to its first step leaves no folder that the next try must respect.
     """
     path = folder / CONFIG
@@ -42,15 +51,19 @@ def refuse_other_run(folder: Path, config: Config, stage: str) -> None:
             command = made_by.removeprefix("# ")
             raise UserError(f"{folder}: holds a run of {command}; use another output_dir")
         before, now = _flat(saved, stage), _flat(config, stage)
-        differing = [key for key in now if before[key] != now[key] and key.split(".")[-1] not in SAFE]
-        if differing:
-            shown = "; ".join(f"{key} was {before[key]!r}, is {now[key]!r}" for key in differing[:3])
+        section = f"{stage}_training"
+        safe = SAFE | CUT if getattr(saved, section).window == getattr(config, section).window else SAFE
+        differing = {key: f"{key} was {before[key]!r}, is {now[key]!r}" for key in now if before[key] != now[key]}
+        refused = [shown for key, shown in differing.items() if key.split(".")[-1] not in safe]
+        if refused:
             raise UserError(
-                f"{folder}: holds a run of another config ({shown}{'; ...' if differing[3:] else ''}); "
+                f"{folder}: holds a run of another config ({'; '.join(refused[:3])}{'; ...' if refused[3:] else ''}); "
                 "use another output_dir, or the config of that run"
             )
-    elif not is_free(folder):
+        return list(differing.values())
+    if not is_free(folder):
         raise UserError(f"{folder}: is not empty and not the folder of a {stage} run; use another output_dir")
+    return []
 
 
 def is_free(folder: Path) -> bool:

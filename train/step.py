@@ -18,6 +18,10 @@ from train.errors import UserError
 from train.parallel import Losses
 
 
+class NotFinite(UserError):
+    """A loss or a gradient is not a finite number. No weight has been changed by it."""
+
+
 @dataclass(frozen=True)
 class StepResult:
     taken: bool
@@ -48,7 +52,9 @@ def optimizer_step(
     `everyone` (of `parallel.add_gradients`) divides the window among all processes. They communicate in their last
     micro-batch only, and all end with the same gradient, hence the same step.
 
-    Raises UserError where the gradient is not finite in fp32 or bf16, before any weight has changed.
+    Raises NotFinite where loss or gradient are not finite in fp32 or bf16, before any weight has changed.
+    torch.OutOfMemoryError leaves the step to be tried again with a smaller micro-batch; where it is the
+    optimizer that finds no memory, weights may be half changed and no micro-batch is small enough: UserError.
     """
     totals: dict[str, Tensor] = {}
     optimizer.zero_grad(set_to_none=True)
@@ -69,12 +75,15 @@ def optimizer_step(
     if everyone:
         shares = parallel.gather(means)
         means = {name: sum(part.get(name, 0.0) for part in shares) for name in shares[0]}
-    if not scaler.is_enabled() and not math.isfinite(grad_norm):
-        raise UserError(
-            f"the gradient is not finite (loss {means['loss']}), so it changed no weight. "
-            "Try a lower learning_rate, a longer warm-up, or mixed_precision no"
-        )
+    if not scaler.is_enabled() and not math.isfinite(grad_norm + means["loss"]):
+        raise NotFinite(f"loss {means['loss']:.4g} and gradient norm {grad_norm:.4g} are not both finite")
     scale = scaler.get_scale()
-    scaler.step(optimizer)
+    try:
+        scaler.step(optimizer)
+    except torch.OutOfMemoryError:
+        raise UserError(
+            "there is no memory for the optimizer's state or temporaries, whatever the batch_size; "
+            "use a smaller model, or a larger card (python -m train.memcheck shows what takes how much)"
+        ) from None
     scaler.update()
     return StepResult(taken=scaler.get_scale() >= scale, losses=means, grad_norm=grad_norm)

@@ -14,15 +14,17 @@ from torch import Tensor
 from nets.checkpointing import set_checkpointing
 from nets.vae import AutoencoderKL
 from train import cli, parallel, pretrained
+from train.auto_batch import MicroBatch
 from train.checkpoint import Unchanged
 from train.config import Config
 from train.data import UserImages, draw_flips, load_images, to_uint8
 from train.device import autocast, grad_scaler, pick_device, refuse_emulated_precision
 from train.ema import EMA
 from train.latents import measure_scaling, save_statistics
-from train.loop import total_steps, train
+from train.loop import Best, total_steps, train
 from train.optim import learning_rate, make_adamw, set_learning_rate
 from train.pictures import PICTURE_BATCH, image_grid, save_picture
+from train.preflight import plan_micro_batch, require_disk
 from train.randomness import generator, window_rows
 from train.run_folder import SPLIT, open_run, refuse_other_run, save_config, shared_split
 from train.split import Split, evenly, fingerprint, save_split
@@ -51,6 +53,7 @@ def main(argv: list[str] | None = None) -> None:
 def train_vae(config: Config, folder: Path, device: torch.device, data: UserImages, split: Split) -> AutoencoderKL:
     """Train, or go on training; the averaged model."""
     training = config.vae_training
+    micro_batch = MicroBatch(training, plan_micro_batch(config, "vae", len(data.user_names), device))
     torch.manual_seed(generator(config.seed, "weights", 0).initial_seed())
     if config.latents.vae_path:
         vae = pretrained.load(config.latents.vae_path, AutoencoderKL).train().to(device)
@@ -74,6 +77,7 @@ def train_vae(config: Config, folder: Path, device: torch.device, data: UserImag
         if config.vae_loss.adversarial_weight
         else None
     )
+    require_disk(training, vae, adversary and adversary.discriminator)
     steps = total_steps(len(split.train), training)
 
     def take_step(step: int) -> StepResult:
@@ -87,19 +91,22 @@ def train_vae(config: Config, folder: Path, device: torch.device, data: UserImag
         def losses(part: slice) -> dict[str, Tensor]:
             return vae_losses(vae, images[part], noise[part], config.vae_loss, vgg16, judge, scaler.get_scale())
 
+        def attempt(size: int) -> StepResult:
+            if judge:
+                judge.begin_window()
+            return optimizer_step(
+                losses, len(rows), size, list(vae.parameters()), optimizer, scaler, half,
+                training.optimizer.max_grad_norm, everyone,
+            )  # fmt: skip
+
         rate = learning_rate(training.optimizer, step, steps)
         set_learning_rate(optimizer, rate)
-        result = optimizer_step(
-            losses, len(rows), training.batch_size, list(vae.parameters()), optimizer, scaler, half,
-            training.optimizer.max_grad_norm, everyone,
-        )  # fmt: skip
+        result = micro_batch.fitting(attempt)
         if result.taken:
             ema.update(vae)
         if judge and result.taken:
             set_learning_rate(judge.optimizer, rate)
-            result.losses.update(judge.finish_window(images, training.batch_size, half))
-        elif judge:
-            judge.drop_window()
+            result.losses.update(micro_batch.fitting(lambda size: judge.finish_window(images, size, half)))
         return result
 
     def validate(step: int) -> dict[str, float]:
@@ -107,11 +114,12 @@ def train_vae(config: Config, folder: Path, device: torch.device, data: UserImag
         return write_reconstructions(ema.model, data, split.validation, picture, device)
 
     inputs = Unchanged(data=fingerprint(data, split))
-    state = {"inputs": inputs, "vae": vae, "ema": ema, "optimizer": optimizer, "scaler": scaler}
+    state = {"inputs": inputs, "vae": vae, "ema": ema, "optimizer": optimizer, "scaler": scaler,
+             "micro_batch": micro_batch}  # fmt: skip
     if adversary:
         state["adversary"] = adversary
     curves = ("loss", "reconstruction", "validation_psnr")
-    train("VAE", training, steps, state, take_step, validate, curves, device)
+    train("VAE", training, steps, state, take_step, validate, Best("validation_psnr", max), curves, device)
     return ema.model
 
 

@@ -26,7 +26,7 @@ from train.device import MixedPrecision, grad_scaler
 from train.errors import UserError
 from train.files import load_tensors
 from train.optim import OptimConfig, make_adamw
-from train.step import optimizer_step
+from train.step import NotFinite, optimizer_step
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,10 @@ class Adversary:
         self.everyone = parallel.add_gradients(self.discriminator.parameters())
         self.scaler = grad_scaler(device, precision)
         self.adaptive_weight = 0.0
-        self._forget_window()
+        self.begin_window()
 
-    def _forget_window(self) -> None:
+    def begin_window(self) -> None:
+        """Forget what was seen of a window before: it may have been given up."""
         self.reconstruction_gradient: Tensor | float = 0.0
         self.adversarial_gradient: Tensor | float = 0.0
         self.fakes: list[Tensor] = []
@@ -152,8 +153,8 @@ class Adversary:
                 losses, len(images), micro_batch, list(self.discriminator.parameters()), self.optimizer,
                 self.scaler, autocast, self.optim.max_grad_norm, self.everyone,
             )  # fmt: skip
-        except UserError as error:
-            raise UserError(f"the discriminator: {error}") from None
+        except NotFinite as error:
+            raise NotFinite(f"the discriminator's {error}") from None
         wanted, adversarial = (
             sum(parallel.gather(torch.as_tensor(gradient).cpu())).norm()
             for gradient in (self.reconstruction_gradient, self.adversarial_gradient)
@@ -161,12 +162,8 @@ class Adversary:
         ratio = float(wanted / (adversarial + 1e-4 * len(images)))  # sums over the window; 1e-4 is for means
         if math.isfinite(ratio):  # fp16 may overflow
             self.adaptive_weight = min(ratio, 1e4)
-        self._forget_window()
+        self.begin_window()
         return {"discriminator": result.losses["loss"], "adaptive_weight": self.adaptive_weight}
-
-    def drop_window(self) -> None:
-        """Forget a window in which the VAE took no step."""
-        self._forget_window()
 
     def state_dict(self) -> dict:
         return {

@@ -1,0 +1,149 @@
+"""Before the first step: room on the disk and on the card, and latents of a sane scale, or a sentence."""
+
+import shutil
+from collections import namedtuple
+
+import pytest
+import torch
+from torch import nn
+
+from tests.tiny import tiny, tiny_images, tiny_vae
+from train.checkpoint import save_checkpoint
+from train.errors import UserError
+from train.latents import measure_scaling
+from train.memory.allocator import replay
+from train.memory.plan import account_of
+from train.memory.stages import Setting
+from train.preflight import plan_micro_batch, require_disk, require_sane_latents
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+WINDOW = ("ldm_training.batch_size=30", "ldm_training.gradient_accumulation_steps=4")
+Usage = namedtuple("Usage", "total used free")
+
+
+# ---- the disk
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """Pretend that so many bytes are free."""
+
+    def pretend(free: int) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, free))
+
+    return pretend
+
+
+def training(folder, keep=2):
+    return tiny(f"ldm_training.output_dir={folder}", f"ldm_training.keep_checkpoints={keep}").ldm_training
+
+
+@pytest.mark.parametrize("adversary", [None, nn.Linear(50, 4, bias=False)])
+@pytest.mark.parametrize("keep", [1, 3])
+def test_room_is_asked_for_the_last_checkpoints_the_best_one_more_and_the_model(tmp_path, disk, keep, adversary):
+    model = nn.Linear(1000, 5, bias=False)
+    one = 4 * 20_000 + (3 * 800 if adversary else 0)
+    needed = one * (keep + 2) + 20_000
+    disk(needed)
+    require_disk(training(tmp_path / "not" / "there", keep), model, adversary)
+    disk(needed - 1)
+    with pytest.raises(UserError, match=rf"{keep + 2} checkpoints and the model need .* are free; lower keep_check"):
+        require_disk(training(tmp_path, keep), model, adversary)
+
+
+def test_a_real_checkpoint_is_hardly_larger_than_what_is_asked_for(tmp_path, disk):
+    model = nn.Linear(1000, 50, bias=False)
+    state = {name: {"weight": torch.zeros(50, 1000)} for name in ("model", "ema", "moments", "squares")}
+    path = save_checkpoint(tmp_path, 1, state, keep=1)
+    size = sum(file.stat().st_size for file in path.iterdir())
+    asked = 4 * 4 * sum(p.numel() for p in model.parameters())
+    assert asked < size < 1.02 * asked
+
+
+def test_what_the_run_has_on_the_disk_already_is_not_asked_for_again(tmp_path, disk):
+    model = nn.Linear(1000, 5, bias=False)
+    for step in (1, 2):
+        (tmp_path / f"checkpoints/step_{step:08d}").mkdir(parents=True)
+        (tmp_path / f"checkpoints/step_{step:08d}/state.pt").write_bytes(bytes(80_000))
+    disk(2 * 80_000 + 20_000)
+    require_disk(training(tmp_path), model)
+
+
+# ---- the VAE and the data
+
+
+@pytest.mark.parametrize(("factor", "sane"), [(1.0, True), (1.5, True), (3.0, False), (0.3, False), (1e9, False)])
+def test_latents_of_a_scale_far_from_one_are_refused_before_training(factor, sane):
+    data, rows = tiny_images(), torch.arange(12)
+    true = measure_scaling(tiny_vae(tiny()), data, rows, CPU)["scaling_factor"]
+    vae = tiny_vae(tiny(), scaling_factor=factor * true)
+    if sane:
+        assert require_sane_latents(vae, data, rows, CPU) == pytest.approx(factor, rel=1e-4)
+    else:
+        with pytest.raises(UserError, match="not about 1: the VAE was trained on other images"):
+            require_sane_latents(vae, data, rows, CPU)
+
+
+# ---- the card's memory
+
+
+@pytest.fixture(scope="module")
+def needs() -> dict[int, tuple[int, int]]:
+    """Bytes that tensors ask for, and that are reserved, at the peak, by the pieces that 120 images are cut into."""
+    found = {}
+    for pieces in (1, 2, 3, 4):
+        setting = Setting(tiny(), "ldm", 3).with_training(batch_size=120 // pieces, gradient_accumulation_steps=pieces)
+        account = account_of(setting)
+        found[pieces] = account.peak().bytes, replay(account).peak_reserved
+    return found
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """Pretend that a card has so many bytes free."""
+
+    def pretend(free: int) -> None:
+        monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (free, 2 * free))
+
+    return pretend
+
+
+def test_on_the_cpu_the_config_decides(needs):
+    assert plan_micro_batch(tiny(*WINDOW), "ldm", 3, CPU) == 30
+    assert plan_micro_batch(tiny(*WINDOW, "ldm_training.auto_batch=true"), "ldm", 3, CPU) == 30
+
+
+def test_a_run_that_fits_is_told_in_numbers(card, needs, capsys):
+    card(2 * needs[4][1])
+    assert plan_micro_batch(tiny(*WINDOW), "ldm", 3, CUDA) == 30
+    said = capsys.readouterr().err
+    assert f"30 images at once need {needs[4][0] / 2**30:.2f} GiB (predicted)" in said
+    assert "may not fit" not in said
+
+
+def test_a_run_whose_tensors_alone_are_too_many_is_refused_with_numbers_and_advice(card, needs):
+    card(needs[4][0] - 1)
+    with pytest.raises(UserError, match=r"need \d.*GiB \(predicted\), \d.*GiB are free; set auto_batch to true, or"):
+        plan_micro_batch(tiny(*WINDOW), "ldm", 3, CUDA)
+
+
+def test_a_run_that_only_the_allocators_rounding_may_break_is_warned_of(card, needs, capsys):
+    requested, reserved = needs[4]
+    assert requested < reserved
+    card(requested)
+    assert plan_micro_batch(tiny(*WINDOW), "ldm", 3, CUDA) == 30
+    assert "this may not fit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("pieces", [1, 3, 4])
+def test_auto_batch_plans_the_largest_micro_batch_that_fits(card, needs, pieces):
+    """Of a window of 120 images: whatever the config says of the micro-batch, it is in as few pieces as can be."""
+    assert needs[1][1] > needs[2][1] > needs[3][1] > needs[4][1]
+    card(needs[pieces][1])
+    assert plan_micro_batch(tiny(*WINDOW, "ldm_training.auto_batch=true"), "ldm", 3, CUDA) == 120 // pieces
+
+
+def test_auto_batch_refuses_a_card_that_a_single_image_is_too_much_for(card):
+    card(10**6)
+    with pytest.raises(UserError, match=r"1 images at once need .* are free; set gradient_checkpointing"):
+        plan_micro_batch(tiny(*WINDOW, "ldm_training.auto_batch=true"), "ldm", 3, CUDA)

@@ -1,0 +1,102 @@
+"""What is looked at before the first step of a run, since later it would cost hours; `train.check` asks the same.
+
+The device itself is train/device.py's matter, the inputs of a run train/run_folder.py's.
+"""
+
+import shutil
+import sys
+from bisect import bisect_left
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from nets.vae import AutoencoderKL
+from train.config import Config
+from train.data import UserImages
+from train.errors import UserError
+from train.latents import measure_scaling
+from train.loop import TrainingConfig
+from train.memory.account import Account
+from train.memory.allocator import OutOfMemory, replay
+from train.memory.plan import account_of
+from train.memory.stages import Setting
+from train.split import evenly
+
+GiB = 2**30
+SANE_STD = (0.5, 2.0)  # of scaled latents; 1 is what the scaling factor is for
+
+
+def require_sane_latents(vae: AutoencoderKL, data: UserImages, rows: Tensor, device: torch.device) -> float:
+    """Standard deviation of the scaled latents of a few of the images `rows`; UserError where it is far from 1."""
+    rows = evenly(rows, 32)
+    std = measure_scaling(vae, data, rows, device)["std"] * vae.config.scaling_factor
+    if not SANE_STD[0] < std < SANE_STD[1]:
+        raise UserError(
+            f"scaled latents of {len(rows)} images have standard deviation {std:.3g}, not about 1: the VAE was trained "
+            "on other images, or its scaling_factor is not its own"
+        )
+    return std
+
+
+def require_disk(training: TrainingConfig, model: nn.Module, adversary: nn.Module | None = None) -> str:
+    """Room for all checkpoints of a run, in words: the last ones, the best and one that is being written.
+
+    Each holds the weights, their average and two moments, in float32; an adversary has no average. The final
+    model is the average once more. UserError where that much is not free, besides what the run has there already.
+    """
+    weights, judge = (sum(p.numel() * 4 for p in m.parameters()) if m else 0 for m in (model, adversary))
+    checkpoints = training.keep_checkpoints + 2
+    folder = Path(training.output_dir).absolute()
+    there = sum(path.stat().st_size for path in folder.glob("checkpoints/*/*"))
+    needed = max((4 * weights + 3 * judge) * checkpoints + weights - there, 0)
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{folder}: {checkpoints} checkpoints and the model need {needed / GiB:.1f} GiB, "
+            f"{free / GiB:.1f} GiB are free; lower keep_checkpoints, or give another output_dir"
+        )
+    return f"checkpoints need {needed / GiB:.2f} GiB of {free / GiB:.0f} GiB free"
+
+
+def plan_micro_batch(config: Config, stage: str, users: int, device: torch.device) -> int:
+    """Images that go through the model at once; with auto_batch as many of a window as the card has room for.
+
+    On a card, the predicted memory is compared with what is free there now: UserError where the tensors alone
+    are too many, a warning where it is what the allocator adds to them. The CPU's memory is not looked at.
+    """
+    setting = Setting(config, stage, users)
+    training = setting.training
+    if device.type != "cuda":
+        return training.batch_size
+    free, _ = torch.cuda.mem_get_info(device)
+
+    def account(pieces: int) -> Account:
+        """Of a window that is cut into this many micro-batches."""
+        size = -(-training.window // pieces)
+        return account_of(setting.with_training(batch_size=size, gradient_accumulation_steps=pieces))
+
+    pieces = training.gradient_accumulation_steps
+    if training.auto_batch:
+        pieces = 1 + bisect_left(range(1, training.window), True, key=lambda n: _fits(account(n), free))
+    planned, size = account(pieces), -(-training.window // pieces)
+    needed = planned.peak().bytes
+    figures = f"{size} images at once need {needed / GiB:.2f} GiB (predicted), {free / GiB:.2f} GiB are free"
+    if needed > free:
+        raise UserError(
+            f"the card's memory: {figures}; {'' if training.auto_batch else 'set auto_batch to true, or '}set "
+            "gradient_checkpointing to true, or use a smaller model (python -m train.memcheck has advice)"
+        )
+    unsure = "" if _fits(planned, free) else "; torch's allocator may need more than that, and this may not fit"
+    print(f"memory: {figures}{unsure}", file=sys.stderr)
+    return size
+
+
+def _fits(account: Account, free: int) -> bool:
+    try:
+        replay(account, limit=free)
+    except OutOfMemory:
+        return False
+    return True
