@@ -550,7 +550,8 @@ MODELS = {
         lambda: weights(V, lambda w: w["encoder.conv_in.bias"].add_(1)), RESUME_LDM,
         "l/checkpoints/step_00000003_best: the VAE is not what this run began with; use that, or another output_dir"),
     "other images for the same run": (lambda: picture("data/ID1/0.png", 99), RESUME_VAE,
-        "v/checkpoints/step_00000003_best: the data is not what this run began with; use that, or another output_dir"),
+        "v/checkpoints/step_00000003_best: the data is not what this run began with; use that, or another "
+        "output_dir"),
     "an image more for the same run": (lambda: picture("data/ID1/9.png"), RESUME_VAE,
         "v/split.json: does not fit the images in data: 1 were added, removed or listed twice, the first is "
         "ID1/9.png; undo that, or train everything that shares this split again"),
@@ -565,8 +566,8 @@ MODELS = {
         RESUME_VAE,
         "v/checkpoints/step_00000003_best: the vae in it is of another model; use another output_dir"),
     "a checkpoint of the other stage": (lambda: swap("v/checkpoints", "l/checkpoints"), RESUME_VAE,
-        "v/checkpoints/step_00000003_best: holds inputs, model, ema, optimizer, scaler, micro_batch, best, this run "
-        "inputs, vae, ema, optimizer, scaler, micro_batch, best; use another output_dir"),
+        "v/checkpoints/step_00000003_best: holds inputs, model, ema, optimizer, scaler, micro_batch, best, this "
+        "run inputs, vae, ema, optimizer, scaler, micro_batch, best; use another output_dir"),
     "a checkpoint that is not ours": (lambda: checkpoint("v", lambda s: {"epoch": 3}), RESUME_VAE,
         "v/checkpoints: no checkpoint in it is whole; remove it to start from the beginning"),
     "a checkpoint of a list": (lambda: checkpoint("v", lambda s: [1, 2]), RESUME_VAE,
