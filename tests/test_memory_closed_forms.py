@@ -10,7 +10,8 @@ from train import strict_yaml
 from train.config import Config
 from train.memory.account import Account
 from train.memory.components import components, without_effect
-from train.memory.stages import Setting, trace
+from train.memory.setting import Setting
+from train.memory.stages import trace
 
 MEDIUM = Path(__file__).parents[1] / "configs/medium.yaml"
 PRESETS = {

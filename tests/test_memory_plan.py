@@ -12,7 +12,7 @@ from train.memory.account import Account
 from train.memory.allocator import MEDIUM_SEGMENT, SMALL_SEGMENT, CachingAllocator, OutOfMemory
 from train.memory.cards import CardType
 from train.memory.plan import Growth, account_of, fits, levers, verified
-from train.memory.stages import Setting
+from train.memory.setting import Setting
 
 MiB = 2**20
 SMALL_CARD = CardType("imaginary", 4.0, (7, 5))

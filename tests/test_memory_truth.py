@@ -14,7 +14,8 @@ from torch._C._profiler import _EventType
 from train import strict_yaml
 from train.config import Config
 from train.memory.account import Account
-from train.memory.stages import Setting, trace
+from train.memory.setting import Setting
+from train.memory.stages import trace
 from train.memory.trace import Trace
 
 FORWARD_END = "end of forward"  # a mark in the profiler's record

@@ -3,8 +3,10 @@
 Shapes: N images, B batch, I image channels, H W image, Z h w latents.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -103,19 +105,31 @@ class LatentSource:
         self.moments = cached_moments(vae, data, cache, device) if config.cache_latents else None
         self.shape = latent_shape(vae, data)
 
-    @torch.no_grad()
     def latents(self, rows: Tensor, flips: Tensor, posterior: Tensor) -> Tensor:
         """Latents (B, Z, h, w) of images `rows` (B,) flipped by `flips` (2, B), sampled by `posterior` noise.
 
         The cache holds no flipped images: the config refuses flips with it.
         """
-        if self.moments is not None:
-            mean, std = self.moments[rows].to(self.device).unbind(1)
-        else:
-            with torch.autocast(self.device.type, enabled=False):
-                distribution = self.vae.encode(self.data.batch(rows, *flips).to(self.device))
-            mean, std = distribution.mean, distribution.std
-        return (mean + std * posterior) * self.vae.config.scaling_factor
+        kept = self.data.batch(rows, *flips) if self.moments is None else self.moments[rows]
+        float32 = partial(torch.autocast, self.device.type, enabled=False)
+        return scaled_latents(self.vae, kept.to(self.device), posterior, float32)
+
+
+@torch.no_grad()
+def scaled_latents(
+    vae: AutoencoderKL, kept: Tensor, posterior: Tensor, float32: Callable[[], AbstractContextManager]
+) -> Tensor:
+    """Latents (B, Z, h, w), sampled by `posterior` noise, of images (B, I, H, W) or cached moments (B, 2, Z, h, w).
+
+    Images are encoded within `float32()`, which switches autocast off.
+    """
+    if kept.dim() == 5:
+        mean, std = kept.unbind(1)
+    else:
+        with float32():
+            distribution = vae.encode(kept)
+        mean, std = distribution.mean, distribution.std
+    return (mean + std * posterior) * vae.config.scaling_factor
 
 
 def _key(vae: AutoencoderKL, data: UserImages) -> str:

@@ -14,7 +14,7 @@ from train.memory.cards import CARDS
 from train.memory.charts import draw_charts
 from train.memory.components import components
 from train.memory.plan import Growth, account_of, cheapest_that_fits, levers, verified
-from train.memory.stages import Setting
+from train.memory.setting import Setting
 
 
 def main(argv: list[str] | None = None) -> None:

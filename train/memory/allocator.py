@@ -14,8 +14,8 @@ The rules of c10/cuda/CUDACachingAllocator.cpp with its default settings:
 which of two equal blocks is taken: here segments lie in the order in which they were made.
 """
 
+import copy
 from bisect import bisect_left, insort
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -36,58 +36,73 @@ class OutOfMemory(Exception):
     """The request would not fit on the card, even after all free segments were given back."""
 
 
-@dataclass(eq=False, slots=True)
-class Block:
-    address: int
-    size: int
-    small: bool
-    free: bool = True
-    before: "Block | None" = None
-    after: "Block | None" = None
-
-
 class CachingAllocator:
+    """The card's memory, `limit` bytes of it or as much as is asked for, and who has it.
+
+    Addresses are of no card: each segment begins behind the one that was made before it, with a gap, so that
+    blocks of two segments are never neighbours.
+    """
+
     def __init__(self, limit: int | None = None):
         self.limit = limit
         self.allocated = self.reserved = 0
         self.peak_allocated = self.peak_reserved = 0
-        self._free = {True: [], False: []}  # small, large: (size, address, block), sorted
+        self._segments: dict[int, int] = {}  # address to size
+        self._used: dict[int, int] = {}  # the same of blocks in use
+        self._free: tuple[list, list] = ([], [])  # large and small blocks: (size, address), sorted
+        self._free_at: dict[int, int] = {}  # address to size
+        self._free_until: dict[int, int] = {}  # end to address
         self._next_address = 0
 
-    def take(self, size: int) -> Block:
-        size = max(-(-size // UNIT), 1) * UNIT
+    def copied(self, limit: int | None) -> "CachingAllocator":
+        """The same state, to go on from in another way."""
+        other = copy.copy(self)
+        other.limit = limit
+        other._free = (self._free[0].copy(), self._free[1].copy())
+        for name in ("_segments", "_used", "_free_at", "_free_until"):
+            setattr(other, name, getattr(self, name).copy())
+        return other
+
+    def take(self, size: int) -> int:
+        """The address of a block of at least `size` bytes. Raises OutOfMemory."""
+        size = -(-size // UNIT) * UNIT or UNIT
         small = size <= SMALL
         pool = self._free[small]
         position = bisect_left(pool, (size, 0))
-        block = pool.pop(position)[2] if position < len(pool) else self._new_segment(size, small)
-        remaining = block.size - size
-        if remaining >= UNIT if small else remaining > SMALL:
-            rest = Block(block.address + size, remaining, small, before=block, after=block.after)
-            if block.after:
-                block.after.before = rest
-            block.after, block.size = rest, size
-            insort(pool, (rest.size, rest.address, rest))
-        block.free = False
-        self.allocated += block.size
-        self.peak_allocated = max(self.peak_allocated, self.allocated)
-        return block
+        if position < len(pool):
+            found, address = pool.pop(position)
+            del self._free_at[address], self._free_until[address + found]
+        else:
+            found, address = self._new_segment(size, small)
+        if found - size >= UNIT if small else found - size > SMALL:
+            self._put(address + size, found - size, pool)
+            found = size
+        self._used[address] = found
+        self.allocated += found
+        if self.allocated > self.peak_allocated:
+            self.peak_allocated = self.allocated
+        return address
 
-    def give_back(self, block: Block) -> None:
-        self.allocated -= block.size
-        block.free = True
-        pool = self._free[block.small]
-        for other in (block.before, block.after):
-            if other is not None and other.free:
-                pool.pop(bisect_left(pool, (other.size, other.address)))
-                first, second = (other, block) if other is block.before else (block, other)
-                first.size += second.size
-                first.after = second.after
-                if second.after:
-                    second.after.before = first
-                block = first
-        insort(pool, (block.size, block.address, block))
+    def give_back(self, address: int, small: bool) -> None:
+        size = self._used.pop(address)
+        self.allocated -= size
+        pool = self._free[small]
+        after = self._free_at.pop(address + size, None)
+        if after is not None:
+            del pool[bisect_left(pool, (after, address + size))], self._free_until[address + size + after]
+            size += after
+        before = self._free_until.pop(address, None)
+        if before is not None:
+            del pool[bisect_left(pool, (address - before, before))], self._free_at[before]
+            size, address = size + address - before, before
+        self._put(address, size, pool)
 
-    def _new_segment(self, size: int, small: bool) -> Block:
+    def _put(self, address: int, size: int, pool: list) -> None:
+        insort(pool, (size, address))
+        self._free_at[address] = size
+        self._free_until[address + size] = address
+
+    def _new_segment(self, size: int, small: bool) -> tuple[int, int]:
         own = -(-size // LARGE_UNIT) * LARGE_UNIT
         segment = SMALL_SEGMENT if small else MEDIUM_SEGMENT if size < MEDIUM else own
         if self.limit is not None and self.reserved + segment > self.limit:
@@ -96,31 +111,54 @@ class CachingAllocator:
                 raise OutOfMemory(f"{segment} bytes on top of {self.reserved} of {self.limit}")
         self.reserved += segment
         self.peak_reserved = max(self.peak_reserved, self.reserved)
-        block = Block(self._next_address, segment, small)
-        self._next_address += segment
-        return block
+        address, self._next_address = self._next_address, self._next_address + segment + UNIT
+        self._segments[address] = segment
+        return segment, address
 
     def _release_free_segments(self) -> None:
-        for pool in self._free.values():
-            whole = [entry for entry in pool if entry[2].before is None and entry[2].after is None]
-            self.reserved -= sum(size for size, _, _ in whole)
-            pool[:] = [entry for entry in pool if entry[2].before or entry[2].after]
+        for pool in self._free:
+            for size, address in [block for block in pool if self._segments.get(block[1]) == block[0]]:
+                pool.remove((size, address))
+                del self._segments[address], self._free_at[address], self._free_until[address + size]
+                self.reserved -= size
 
 
-def replay(account: Account, sizes: np.ndarray | None = None, limit: int | None = None) -> CachingAllocator:
-    """Serve every request of a trace in its order; `sizes` instead of its own for another batch.
+class Replay:
+    """A trace's requests, served in their order by an allocator, for this batch or another, on any card.
 
-    Raises OutOfMemory where `limit` bytes are not enough.
+    `growing` says which storages change with the batch: what comes before the first of them is served once.
     """
-    sizes = (account.bytes if sizes is None else sizes).tolist()
-    allocator = CachingAllocator(limit)
-    blocks: dict[int, Block] = {}
-    times = np.concatenate([account.born, account.died])
-    count = len(sizes)
-    for event in np.argsort(times, kind="stable").tolist():
-        if event < count:
-            if sizes[event]:
-                blocks[event] = allocator.take(sizes[event])
-        elif event - count in blocks and times[event] < account.end:
-            allocator.give_back(blocks.pop(event - count))
-    return allocator
+
+    def __init__(self, account: Account, growing: np.ndarray | None = None):
+        self.account = account
+        times = np.concatenate([account.born, account.died])
+        events = np.argsort(times, kind="stable")
+        self._events = events[times[events] < account.end].tolist()
+        first = int(growing.argmax()) if growing is not None and growing.any() else 0
+        self._same = self._events.index(first)
+        self._begun, self._addresses = CachingAllocator(), {}
+        self._go(self._begun, self._addresses, account.bytes, self._events[: self._same])
+
+    def serve(self, sizes: np.ndarray | None = None, limit: int | None = None) -> CachingAllocator:
+        """The allocator afterwards; `sizes` instead of the trace's own for another batch.
+
+        Raises OutOfMemory where `limit` bytes are not enough.
+        """
+        sizes = self.account.bytes if sizes is None else sizes
+        if limit is not None and self._begun.peak_reserved > limit:
+            allocator, addresses, events = CachingAllocator(limit), {}, self._events
+        else:
+            allocator, addresses = self._begun.copied(limit), self._addresses.copy()
+            events = self._events[self._same :]
+        self._go(allocator, addresses, sizes, events)
+        return allocator
+
+    def _go(self, allocator: CachingAllocator, addresses: dict[int, int], sizes: np.ndarray, events: list) -> None:
+        requested, count = sizes.tolist(), len(sizes)
+        take, give_back = allocator.take, allocator.give_back
+        for event in events:
+            if event < count:
+                if requested[event]:
+                    addresses[event] = take(requested[event])
+            elif requested[event - count]:
+                give_back(addresses.pop(event - count), requested[event - count] <= SMALL)

@@ -5,7 +5,8 @@ and keeps the copies that it made of weights until the outermost `autocast` ends
 share, or two calls, is cast once). torch has these lists for CUDA tensors only, so they stand here again;
 a test compares them, and what they do to every model of this project, with torch's own.
 
-Attention is one operator with several kernels, which differ in what they keep for the backward pass:
+Attention is one operator with several kernels, which differ in what they keep for the backward pass. A card
+takes the last of these that it has for the operands:
 
     math        the softmax, (B, h, N, L): quadratic in the grid
     efficient   one number for each query (Rabe and Staats 2021): every card since Pascal; bf16 from Ampere on
@@ -51,12 +52,16 @@ PROMOTE = _names("addcdiv addcmul atan2 bilinear cross dot vdot grid_sampler ind
 ALIASES = {
     "interpolate": "upsample_nearest2d", "square": "pow", "__pow__": "pow", "__rpow__": "pow", "__matmul__": "matmul",
 }  # fmt: skip
+CAST = LOWER | FLOAT32 | FLOAT32_RESULT | PROMOTE
+READS = {"item", "__float__"}  # a number that is not there
+SPECIAL = {"backward", "grad", "cpu", "_amp_foreach_non_finite_check_and_unscale_", "_amp_update_scale_"}
 
 
 class Card(TorchFunctionMode):
     """While entered, tensors on the meta device are treated as on a card."""
 
     def __init__(self, attention: Attention = "efficient"):
+        """`attention` is the best kernel of the card: "flash" from Ampere on, "efficient" before."""
         super().__init__()
         self.attention = attention
         self.precision: torch.dtype | None = None
@@ -82,24 +87,31 @@ class Card(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name in ("item", "__float__") and args[0].is_meta:
+        if name in READS and args[0].is_meta:
             return 0.0
-        if name == "cpu" and args[0].is_meta:
-            return torch.empty_like(args[0], device="cpu")
-        if name == "_amp_foreach_non_finite_check_and_unscale_" and args[0][0].is_meta:
-            return None
-        if name == "_amp_update_scale_" and args[0].is_meta:
-            return args[0]
+        if name in SPECIAL:
+            return self._special(name, func, args, kwargs)
+        if self.precision is not None:
+            name = ALIASES.get(name, name)
+            if name in CAST:
+                func, args, kwargs = self._cast(name, func, args, kwargs)
+        if name == "scaled_dot_product_attention":
+            return self._attend(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _special(self, name: str, func, args: tuple, kwargs: dict):
         if name in ("backward", "grad"):
             self.backward = True
             try:
                 return func(*args, **kwargs)
             finally:
                 self.backward = False
-        if self.precision is not None:
-            func, args, kwargs = self._cast(ALIASES.get(name, name), func, args, kwargs)
-        if name == "scaled_dot_product_attention":
-            return self._attend(*args, **kwargs)
+        if name == "cpu" and args[0].is_meta:
+            return torch.empty_like(args[0], device="cpu")
+        if name == "_amp_foreach_non_finite_check_and_unscale_" and args[0][0].is_meta:
+            return None
+        if name == "_amp_update_scale_" and args[0].is_meta:
+            return args[0]
         return func(*args, **kwargs)
 
     def _cast(self, name: str, func, args: tuple, kwargs: dict) -> tuple:
@@ -111,11 +123,9 @@ class Card(TorchFunctionMode):
             if _castable(args[0]) and args[0].dtype != torch.float32 and kwargs.get("dtype") is None:
                 kwargs = {**kwargs, "dtype": torch.float32}
             return func, args, kwargs
-        elif name in PROMOTE:
+        else:
             dtypes = {t.dtype for t in (*args, *kwargs.values()) if _castable(t)}
             to = torch.float32 if torch.float32 in dtypes else self.precision
-        else:
-            return func, args, kwargs
         kwargs = {k: self._to(v, to) for k, v in reversed(kwargs.items())}
         return func, tuple(self._to(a, to) for a in reversed(args))[::-1], kwargs  # torch casts the last first
 
@@ -142,6 +152,8 @@ class Card(TorchFunctionMode):
         attention, ops = self.attention, torch.ops.aten
         if attention == "flash" and (q.dtype == torch.float32 or q.shape[-1] > 256):
             attention = "efficient"
+        elif attention == "efficient" and q.dtype == torch.bfloat16:
+            attention = "math"
         if attention == "flash":
             return ops._scaled_dot_product_flash_attention(q, k, v)[0]
         if attention == "efficient":

@@ -6,7 +6,7 @@ None of it is in the account's table, and none of it can be traced without a GPU
 from dataclasses import dataclass
 
 from train.memory.account import Account
-from train.memory.allocator import replay, rounded
+from train.memory.allocator import Replay, rounded
 from train.memory.cards import CardType
 
 MiB = 2**20
@@ -41,7 +41,7 @@ def lines(account: Account, card: CardType | None) -> list[Outside]:
     """All that comes on top of the bytes that tensors ask for, at the peak."""
     requested = int(account.live().max())
     units = int(account.live(rounded(account.bytes)).max())
-    given = replay(account)
+    given = Replay(account).serve()
     return [
         Outside("rounding to 512 bytes", units - requested, "predicted: exact, from the trace"),
         Outside("blocks not split", given.peak_allocated - units, "predicted: the allocator's rules, replayed"),

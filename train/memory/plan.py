@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from train.memory.account import Account
-from train.memory.allocator import OutOfMemory, replay, rounded
+from train.memory.allocator import OutOfMemory, Replay, rounded
 from train.memory.cards import CardType
 from train.memory.outside import context, cublas
-from train.memory.stages import Setting, trace
+from train.memory.setting import Setting
+from train.memory.stages import trace
 
 FEW, MORE = 2, 3  # batches that are traced; 1 is a case of its own (some views of it are contiguous)
 
@@ -29,7 +30,7 @@ def room(card: CardType) -> int:
 
 def fits(account: Account, card: CardType, sizes: np.ndarray | None = None) -> bool:
     try:
-        replay(account, sizes, room(card))
+        Replay(account).serve(sizes, room(card))
     except OutOfMemory:
         return False
     return True

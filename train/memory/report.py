@@ -6,12 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from train.memory.account import CATEGORIES, Account
-from train.memory.allocator import replay
+from train.memory.allocator import Replay
 from train.memory.cards import CARDS, CardType
 from train.memory.components import Component, without_effect
 from train.memory.outside import lines
 from train.memory.plan import Growth, Lever, account_of, fits, room
-from train.memory.stages import Setting
+from train.memory.setting import Setting
 
 MiB, GiB = 2**20, 2**30
 MEDIUM_UNET = 139_680_132  # parameters
@@ -115,7 +115,7 @@ def outside(account: Account, card: CardType | None) -> str:
 def cards_table(setting: Setting, account: Account, plain: Growth, checkpointed: Growth | None,
                 cards: Sequence[CardType]) -> str:  # fmt: skip
     """For each card: does it fit, what is left, and the largest micro-batch."""
-    need = replay(account).peak_reserved
+    need = Replay(account).serve().peak_reserved
     tolerance = 0.0 if len(cards) == 1 else 0.02
     growths = [growth for growth in (plain, checkpointed) if growth]
     rows = []
@@ -133,10 +133,10 @@ def cards_table(setting: Setting, account: Account, plain: Growth, checkpointed:
 
 def advice(setting: Setting, account: Account, levers: list[Lever]) -> str:
     """What each lever would save of the peak that the allocator reserves, the largest saving first."""
-    now = replay(account)
+    now = Replay(account).serve()
     saved = []
     for lever in levers:
-        then = replay(account_of(lever.setting))
+        then = Replay(account_of(lever.setting)).serve()
         saved.append((now.peak_allocated - then.peak_allocated, now.peak_reserved - then.peak_reserved, lever))
     saved.sort(key=lambda entry: -entry[0])
     rows = [[lever.name, mib(peak), mib(reserved), lever.cost] for peak, reserved, lever in saved]

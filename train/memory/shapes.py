@@ -18,23 +18,22 @@ class ShapeCache:
     """What an operator returned for such arguments: (size, stride, dtype) of each tensor."""
 
     def __init__(self):
-        self._results: dict[tuple, tuple | None] = {}
-        self._kinds: dict[object, str] = {}
+        self._operators: dict[int, tuple[str, dict]] = {}  # by id: they live as long as torch
 
-    def call(self, func, args: tuple, kwargs: dict):
-        """func(*args, **kwargs), of which no number is ever read."""
-        kind = self._kinds.get(func) or self._kinds.setdefault(func, _kind(func))
+    def call(self, func, args: tuple, kwargs: dict) -> tuple[object, bool]:
+        """func(*args, **kwargs), of which no number is ever read, and whether it may have made storages."""
+        kind, results = self._operators.get(id(func)) or self._operators.setdefault(id(func), (_kind(func), {}))
         if kind == "in place" and _on_meta(args[0]):
-            return args[0] if func._schema.returns else None
+            return (args[0] if func._schema.returns else None), False
         if kind != "fresh":
-            return func(*args, **kwargs)
-        key = (func, _key(args), _key(tuple(kwargs.items())))
-        if key in self._results:
-            made = self._results[key]
-            return func(*args, **kwargs) if made is None else _make(made)
+            return func(*args, **kwargs), kind != "view"
+        key = (_key(args), _key(tuple(kwargs.items()))) if kwargs else _key(args)
+        if key in results:
+            made = results[key]
+            return (func(*args, **kwargs) if made is None else _make(made)), True
         result = func(*args, **kwargs)
-        self._results[key] = _recipe(result, _storages(args))
-        return result
+        results[key] = _recipe(result, _storages(args))
+        return result, True
 
 
 COMPILER = "torch._dynamo"
@@ -76,8 +75,8 @@ def without_compiler() -> Iterator[None]:
 class Uncached:
     """The same for real tensors, whose numbers matter."""
 
-    def call(self, func, args: tuple, kwargs: dict):
-        return func(*args, **kwargs)
+    def call(self, func, args: tuple, kwargs: dict) -> tuple[object, bool]:
+        return func(*args, **kwargs), True
 
 
 SHAPES = ShapeCache()
@@ -91,6 +90,8 @@ def _kind(func) -> str:
         first = schema.arguments[0].alias_info
         alone = sum(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments) == 1
         return "in place" if alone and first is not None and first.is_write else "other"
+    if func.is_view:
+        return "view"
     return "other" if any(r.alias_info is not None for r in schema.returns) else "fresh"
 
 
@@ -100,7 +101,7 @@ def _on_meta(value) -> bool:
 
 def _key(value):
     if isinstance(value, Tensor):
-        return value.shape, value.stride(), value.dtype, value.device
+        return value.shape, value.stride(), value.dtype, value.is_meta
     if isinstance(value, list | tuple):
         return tuple(map(_key, value))
     return type(value), value

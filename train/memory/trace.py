@@ -60,6 +60,13 @@ class Trace(TorchDispatchMode):
         self._recomputations: list[ExitStack] = []
         card.on_half_copy = lambda weight, copy: self.label([copy], "half copies", like=weight)
 
+    def continued(self, card: Card) -> "Trace":
+        """A trace that goes on from where this one has ended; this one stays, for others to go on from."""
+        other = Trace({}, card, self.device)
+        other.storages, other.clock, other._names = self.storages.copy(), self.clock, self._names
+        other._alive = self._left.copy()
+        return other
+
     # ---- what the run tells
 
     @contextmanager
@@ -118,7 +125,7 @@ class Trace(TorchDispatchMode):
         super().__exit__(*error)
         self.card.__exit__(*error)
         gc.enable()
-        self._alive.clear()  # what is alive now is alive at the end
+        self._left, self._alive = self._alive, {}  # what is alive now is alive at the end
         for hook in self._hooks:
             hook.remove()
 
@@ -127,8 +134,9 @@ class Trace(TorchDispatchMode):
         return False  # nothing is compiled here, and every call would ask
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = self._shapes.call(func, args, kwargs or {})
-        self._see_all(result, func)
+        result, new = self._shapes.call(func, args, kwargs or {})
+        if new:
+            self._see_all(result, func)
         if func is torch.ops.aten._safe_softmax.default:
             self._see(torch.empty_like(result, dtype=torch.bool), func)  # the mask that it makes inside
         return result
@@ -155,8 +163,9 @@ class Trace(TorchDispatchMode):
         return record
 
     def _bury(self, key: int) -> None:
-        self.clock += 1
-        self._alive.pop(key)[1].died = self.clock
+        if key in self._alive:
+            self.clock += 1
+            self._alive.pop(key)[1].died = self.clock
 
     # ---- which module is at work
 
