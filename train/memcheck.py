@@ -1,6 +1,6 @@
 """Account for the memory of a run, without a GPU and without data: `python -m train.memcheck`.
 
-Counts are exact; everything about a card is predicted.
+Counts are exact; everything about a card is predicted, until `--measure` has compared it with one.
 """
 
 import json
@@ -13,7 +13,8 @@ from train.memory import report
 from train.memory.cards import CARDS
 from train.memory.charts import draw_charts
 from train.memory.components import components
-from train.memory.plan import Growth, account_of, cheapest_that_fits, levers, verified
+from train.memory.measure import measure
+from train.memory.plan import account_of, on_card
 from train.memory.setting import Setting
 
 
@@ -21,14 +22,15 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.make_parser("memcheck", __doc__.splitlines()[0], "ldm")
     parser.add_argument("--stage", choices=("vae", "ldm", "sample"), default="ldm", help="what is to run")
     parser.add_argument("--users", type=int, default=31, help="number of users, where the config says none")
-    parser.add_argument("--gpu", help=f"look at one card, and verify its largest batch: {names()}")
+    parser.add_argument("--gpu", help=f"look at one card, and trace its largest batches themselves: {names()}")
     parser.add_argument("--optimizer", choices=("foreach", "fused"), default="foreach", help="AdamW's form")
     parser.add_argument("--ranks", type=int, default=1, help="cards that share the optimizer's state")
-    parser.add_argument("--advice", action="store_true", help="trace what each way of saving memory would save")
     parser.add_argument("--json", action="store_true", help="print the account for a program, and nothing else")
     parser.add_argument("--csv", type=Path, help="write the peak by module to this file")
     parser.add_argument("--pictures", type=Path, help="draw the timeline and the modules into this folder")
-    args = parser.parse_args(argv)
+    parser.add_argument("--measure", type=Path, metavar="RECORD.md",
+                        help="run the steps on the CUDA card that is here, and write how far the predictions were off")
+    args = parser.parse_args(argv)  # fmt: skip
     config = cli.read_config(args, "vae" if args.stage == "vae" else "ldm")
     users = config.user_encoder.num_users or args.users
     if min(users, args.ranks) < 1:
@@ -36,41 +38,32 @@ def main(argv: list[str] | None = None) -> None:
     card = report.card_named(args.gpu) if args.gpu else None
     if args.gpu and card is None:
         raise UserError(f"--gpu {args.gpu}: not a known card{nearest(args.gpu, [c.name for c in CARDS])}: {names()}")
-
     setting = Setting(config, args.stage, users, optimizer=args.optimizer, ranks=args.ranks)
-    parts = components(config, args.stage, users)
-    if args.json:
-        json.dump(report.as_dictionary(setting, parts, account_of(setting), card), sys.stdout, indent=1)
+    if args.measure:
+        print(measure(setting, args.measure))
         return
-    print(report.exact(setting, parts))
 
-    growth = Growth(setting)
-    account = growth.account(setting.training.batch_size)
-    peak = account.peak()
-    print(f"\n{report.PREDICTED}\n\n{report.by_component(account, peak.clock)}\n{report.peak_in_words(account)}")
-    print(f"\n{report.outside(account, card)}")
-    if args.stage == "ldm" and (was := report.old_estimate(setting, parts, growth.account(1))):
-        print(f"\n{was}")
-    checkpointed = None
-    if args.stage != "sample" and not setting.training.gradient_checkpointing:
-        checkpointed = Growth(setting.with_training(gradient_checkpointing=True))
-    print(f"\n{report.cards_table(setting, account, growth, checkpointed, [card] if card else CARDS)}")
-    if card and (largest := growth.largest(card)):
-        print(verification(largest, *verified(setting, largest, card)))
-    if args.advice:
-        print(f"\n{report.advice(setting, account, levers(setting))}")
-    if args.advice and card:
-        pulled = cheapest_that_fits(setting, card)
-        print(f"{card.name}: {'no set of these fits' if pulled is None else ', then '.join(pulled) or 'fits as it is'}")
+    setting = on_card(setting, card)
+    parts = components(config, args.stage, users)
+    account = account_of(setting)
     if args.csv:
         report.write_modules(account, args.csv)
     if args.pictures:
         draw_charts(account, args.pictures)
-
-
-def verification(batch: int, fits: bool, next_fits: bool) -> str:
-    says = {True: "fits", False: "does not fit"}
-    return f"Traced themselves: batch {batch} {says[fits]}, batch {batch + 1} {says[next_fits]}."
+    if args.json:
+        json.dump(report.as_dictionary(setting, parts, account, card), sys.stdout, indent=1)
+        return
+    print(f"{report.exact(setting, parts)}\n\nFrom here on {report.PREDICTED}.\n")
+    print(f"{report.by_component(account, account.peak().clock)}\n\n{report.peak_in_words(account)}\n")
+    print(f"{report.beside(account, card)}\n")
+    if was := report.old_estimates(setting, parts):
+        print("An earlier estimate, for batch 1, which was wrong, beside the account of the same batch:\n")
+        print(f"{report.table(('', 'was said', 'is'), was)}\n")
+    rows = report.on_cards(setting, [card] if card else CARDS)
+    print(f"{report.cards_table(rows)}\n")
+    if card:
+        print(f"The card's bytes: {card.source}.\n{report.verification(setting, card, rows[0])}\n")
+    print(report.advice_table(report.advice(setting, account)))
 
 
 def names() -> str:

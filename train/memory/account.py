@@ -11,14 +11,14 @@ import numpy as np
 from train.memory.trace import Storage, Trace
 
 CATEGORIES = ("weights", "gradients", "optimizer state", "half copies", "activations", "temporaries")
-SHARED = "loss, inputs"  # what no model asked for
-OPTIMIZER = "optimizer"
+OUTSIDE = "outside the models"  # inputs, noise, losses
+OPTIMIZER = "optimizer-wide"  # what clipping, AdamW and the average take for all parameters at once
 
 
 def component(storage: Storage) -> str:
     if storage.module:
         return storage.module.split(".")[0]
-    return OPTIMIZER if storage.phase in ("optimizer", "EMA") else SHARED
+    return OPTIMIZER if storage.phase in ("optimizer", "EMA") else OUTSIDE
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,10 @@ class Account:
 
     def table(self, clock: int) -> dict[str, dict[str, int]]:
         """Bytes alive at this moment: component, then category."""
-        sums: dict[str, dict[str, int]] = {}
+        rows = [*dict.fromkeys(c for c in self.component if c not in (OPTIMIZER, OUTSIDE)), OPTIMIZER, OUTSIDE]
+        sums = {row: dict.fromkeys(CATEGORIES, 0) for row in rows}
         for i in np.flatnonzero(self.alive(clock)):
-            row = sums.setdefault(self.component[i], dict.fromkeys(CATEGORIES, 0))
+            row = sums[self.component[i]]
             row[self.category[i]] += int(self.bytes[i])
         return sums
 

@@ -1,10 +1,13 @@
 """NVIDIA cards: how much memory a program finds there, and what else decides whether a run works.
 
-`memory` is what torch.cuda.get_device_properties().total_memory shows, in GiB, the lowest value seen in
-public reports: drivers and error correction keep some of what the label promises.
+`memory` is what torch.cuda.get_device_properties().total_memory shows, in GiB; `source` is where that is from:
+mostly torch's own out-of-memory messages ("total capacity"), the lowest that was found. Drivers and error
+correction keep some of what the label promises, so that another machine may show a little more or less.
 """
 
 from dataclasses import dataclass
+
+from train.memory.card import Attention
 
 GiB = 2**30
 
@@ -14,6 +17,7 @@ class CardType:
     name: str
     memory: float
     capability: tuple[int, int]
+    source: str
 
     @property
     def bytes(self) -> int:
@@ -25,9 +29,9 @@ class CardType:
         return self.capability >= (8, 0)
 
     @property
-    def attention(self) -> str:
-        """The kernels that it has beside the plain one."""
-        return "efficient, flash" if self.capability >= (8, 0) else "efficient"
+    def attention(self) -> Attention:
+        """The best of its kernels beside the plain one (train/memory/card.py)."""
+        return "flash" if self.capability >= (8, 0) else "efficient"
 
     @property
     def wheel(self) -> str:
@@ -35,18 +39,19 @@ class CardType:
         return "any" if self.capability >= (7, 5) else "cu126"
 
 
+NOT_MEASURED = "nominal less what drivers usually keep, not measured"
+
 CARDS = (
-    CardType("P100", 15.89, (6, 0)),
-    CardType("T4", 14.56, (7, 5)),
-    CardType("V100-16GB", 15.77, (7, 0)),
-    CardType("V100-32GB", 31.73, (7, 0)),
-    CardType("RTX3060", 11.76, (8, 6)),
-    CardType("RTX3090", 23.68, (8, 6)),
-    CardType("RTX4090", 23.64, (8, 9)),
-    CardType("A10", 22.06, (8, 6)),
-    CardType("L4", 22.03, (8, 9)),
-    CardType("A100-40GB", 39.38, (8, 0)),
-    CardType("A100-80GB", 79.15, (8, 0)),
-    CardType("H100", 79.10, (9, 0)),
-    CardType("H200", 139.7, (9, 0)),
+    CardType("P100", 15.89, (6, 0), NOT_MEASURED),
+    CardType("T4", 14.56, (7, 5), "torch's message in Zheng-Chong/CatVTON issue 133"),
+    CardType("V100-16GB", 15.77, (7, 0), NOT_MEASURED + "; 15.78 in kchengiva/Shift-GCN issue 34"),
+    CardType("V100-32GB", 31.73, (7, 0), NOT_MEASURED + "; 31.74 in liucongg/ChatGLM-Finetuning issue 73"),
+    CardType("RTX3060", 11.75, (8, 6), "torch's message in Kunhao-Liu/StyleGaussian issue 12"),
+    CardType("RTX4090", 23.52, (8, 9), "torch's message in Soul-AILab/SoulX-FlashTalk issue 5"),
+    CardType("A10", 22.06, (8, 6), NOT_MEASURED + "; nvidia-smi's total is 22.49 (modal-labs/modal-client pull 2797)"),
+    CardType("L4", 22.03, (8, 9), NOT_MEASURED + "; nvidia-smi's total is 22.49 (modal-labs/modal-client pull 2797)"),
+    CardType("A100-40GB", 39.38, (8, 0), NOT_MEASURED + "; 39.50 in TianheWu/CoSeR issue 10"),
+    CardType("A100-80GB", 79.15, (8, 0), NOT_MEASURED + "; 79.25 in levihsu/OOTDiffusion issue 235"),
+    CardType("H100", 79.10, (9, 0), NOT_MEASURED + "; nvidia-smi's total is 79.65 (modal-labs/modal-client pull 2797)"),
+    CardType("H200", 139.7, (9, 0), NOT_MEASURED),
 )

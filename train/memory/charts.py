@@ -17,9 +17,9 @@ PALETTE = (*COLOURS, (140, 86, 75), (23, 190, 207), (127, 127, 127))
 
 def draw_charts(account: Account, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    save_picture(timeline(account, "category"), folder / "timeline_by_category.png")
-    save_picture(timeline(account, "component"), folder / "timeline_by_component.png")
-    save_picture(bars(account), folder / "modules_at_peak.png")
+    save_picture(timeline(account, "category"), folder / "memory_timeline.png")
+    save_picture(timeline(account, "component"), folder / "memory_components.png")
+    save_picture(bars(account), folder / "memory_modules.png")
 
 
 def timeline(account: Account, by: str) -> Image.Image:

@@ -15,7 +15,8 @@ MiB = 2**20
 @dataclass(frozen=True)
 class Outside:
     name: str
-    bytes: int
+    bytes: int | None
+    """None: nobody can say without running it."""
     source: str
 
 
@@ -23,7 +24,7 @@ def context(card: CardType | None) -> Outside:
     """Beside torch's allocator: taken off the card before it begins."""
     return Outside(
         "CUDA context", 500 * MiB,
-        "predicted: 0.3 to 0.5 GB in public reports, the upper end here; not in torch's counters",
+        "predicted: 0.3 to 0.5 GB in public reports, the upper end here; outside torch's counters",
     )  # fmt: skip
 
 
@@ -43,11 +44,13 @@ def lines(account: Account, card: CardType | None) -> list[Outside]:
     units = int(account.live(rounded(account.bytes)).max())
     given = Replay(account).serve()
     return [
-        Outside("rounding to 512 bytes", units - requested, "predicted: exact, from the trace"),
-        Outside("blocks not split", given.peak_allocated - units, "predicted: the allocator's rules, replayed"),
-        Outside("reserved, free", given.peak_reserved - given.peak_allocated,
+        Outside("rounding up to 512 bytes", units - requested, "predicted: exact, from the trace"),
+        Outside("remainders not split off", given.peak_allocated - units, "predicted: the allocator's rules, replayed"),
+        Outside("reserved but free", given.peak_reserved - given.peak_allocated,
                 "predicted: the same; fragmentation and segments kept for later"),
         cublas(card),
-        Outside("cuDNN workspace", 0, "not known: it takes what is free and does with less; not counted"),
+        Outside("cuDNN workspace", None,
+                "not known: depends on the algorithm that cuDNN picks; at most what is free, since torch goes on to the "
+                "next algorithm when memory is refused (Conv_v8.cpp, try_plans), so that it decides no fit"),
         context(card),
     ]  # fmt: skip

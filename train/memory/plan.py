@@ -1,26 +1,42 @@
 """What fits: the same run at other batch sizes, and on cards of a given size.
 
 Every storage of a step grows linearly with the batch, or not at all: two traces give the bytes of each at
-any batch, and so the whole timeline. A batch that is called the largest is traced itself, and so is the
+any batch, and so the whole timeline. A batch that is called the largest can be traced itself, and so can the
 next one.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
 import numpy as np
 
 from train.memory.account import Account
-from train.memory.allocator import OutOfMemory, Replay, rounded
+from train.memory.allocator import OutOfMemory, Replay
 from train.memory.cards import CardType
 from train.memory.outside import context, cublas
 from train.memory.setting import Setting
 from train.memory.stages import trace
 
-FEW, MORE = 2, 3  # batches that are traced; 1 is a case of its own (some views of it are contiguous)
+FEW = 2  # the smallest batch that others are like; 1 is a case of its own (some views of it are contiguous)
 
 
+@lru_cache(maxsize=32)
 def account_of(setting: Setting) -> Account:
+    """Traced when it is asked for the first time."""
     return Account(trace(setting))
+
+
+def on_card(setting: Setting, card: CardType | None) -> Setting:
+    """The same run with the attention that this card has for it; of no card, the least that the run needs."""
+    precision = "no" if setting.stage == "sample" else setting.training.mixed_precision
+    flash = precision == "bf16" if card is None else precision != "no" and card.attention == "flash"
+    return replace(setting, attention="flash" if flash else "efficient")
+
+
+def runs(setting: Setting, card: CardType) -> bool:
+    """Whether training would not refuse this precision on this card (train/device.py)."""
+    return card.bf16 or setting.stage == "sample" or setting.training.mixed_precision != "bf16"
 
 
 def room(card: CardType) -> int:
@@ -28,28 +44,41 @@ def room(card: CardType) -> int:
     return card.bytes - context(card).bytes - cublas(card).bytes
 
 
-def fits(account: Account, card: CardType, sizes: np.ndarray | None = None) -> bool:
+def fits(account: Account, card: CardType) -> bool:
+    return _serves(Replay(account), account.bytes, room(card))
+
+
+def _serves(replay: Replay, sizes: np.ndarray, limit: int) -> bool:
     try:
-        Replay(account).serve(sizes, room(card))
+        replay.serve(sizes, limit)
     except OutOfMemory:
         return False
     return True
 
 
 class Growth:
-    """A setting's account at any micro-batch of two or more."""
+    """A setting's account at any micro-batch of two or more, from its own batch and the next."""
 
     def __init__(self, setting: Setting):
         self.setting = setting
-        self.few = account_of(setting.with_training(batch_size=FEW))
-        more = account_of(setting.with_training(batch_size=MORE))
-        same = np.array_equal(self.few.born, more.born) and np.array_equal(self.few.died, more.died)
-        if not same:
-            raise AssertionError(f"batches of {FEW} and {MORE} do not run the same operators")
-        self.slope = (more.bytes - self.few.bytes) // (MORE - FEW)
+        self.batch = max(FEW, setting.training.batch_size)
+        self.few = account_of(setting.with_training(batch_size=self.batch))
+        self._kept = 0.97  # the part of a card that fragmentation leaves; the last one found, as a first guess
+
+    @cached_property
+    def slope(self) -> np.ndarray:
+        """Bytes of each storage that one more sample adds."""
+        more = account_of(self.setting.with_training(batch_size=self.batch + 1))
+        if not np.array_equal(self.few.born, more.born) or not np.array_equal(self.few.died, more.died):
+            raise AssertionError(f"batches of {self.batch} and {self.batch + 1} do not run the same operators")
+        return more.bytes - self.few.bytes
+
+    @cached_property
+    def _replay(self) -> Replay:
+        return Replay(self.few, growing=self.slope != 0)
 
     def sizes(self, batch: int) -> np.ndarray:
-        return self.few.bytes + (batch - FEW) * self.slope
+        return self.few.bytes + (batch - self.batch) * self.slope
 
     def account(self, batch: int) -> Account:
         """Its account at this batch; traced where the two traces do not speak of it."""
@@ -57,27 +86,32 @@ class Growth:
             return account_of(self.setting.with_training(batch_size=batch))
         return self.few.with_sizes(self.sizes(batch))
 
-    def peak(self, batch: int) -> int:
-        """Requested bytes, in units of 512."""
-        return int(self.few.live(rounded(self.sizes(batch))).max())
-
-    def largest(self, card: CardType, tolerance: float = 0.0) -> int:
-        """The largest micro-batch that the allocator can serve on this card; 0 where two are too many.
-
-        A batch that fits, and a larger one that does not, by one or by this part of it.
-        """
-        if not fits(self.few, card):
+    def bound(self, limit: int) -> int:
+        """The batch above which even the bytes that are asked for are more than this."""
+        live, slope = self.few.live(), self.few.live(self.slope)
+        grows = slope > 0
+        if live[~grows].max(initial=0) > limit:
             return 0
-        low, high = FEW, 2 * FEW
-        while self.peak(high) <= room(card):
-            low, high = high, 2 * high
-        while high - low > 1:  # as if no byte were lost to fragmentation
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.peak(middle) <= room(card) else (low, middle)
-        low = FEW
-        while high - low > max(1, tolerance * low):
-            middle = max((low + high) // 2, int(0.8 * high)) if low == FEW else (low + high) // 2
-            low, high = (middle, high) if fits(self.few, card, self.sizes(middle)) else (low, middle)
+        return self.batch + int(((limit - live[grows]) // slope[grows]).min())
+
+    def largest(self, card: CardType) -> int:
+        """The largest micro-batch that the allocator can serve on this card, 0 where none is.
+
+        It fits, and the next one does not.
+        """
+        limit = room(card)
+        low, high = FEW - 1, self.bound(limit) + 1  # the second does not fit, the first is not asked
+        guess, step = int(self._kept * high), 1
+        while high - low > 1:
+            batch = guess if low < guess < high else (low + high) // 2
+            if _serves(self._replay, self.sizes(batch), limit):
+                low, guess = batch, batch + step
+            else:
+                high, guess = batch, batch - step
+            step *= 2
+        if low < FEW:
+            return int(fits(self.account(1), card))
+        self._kept = high / (self.bound(limit) + 1)
         return low
 
 
@@ -93,47 +127,67 @@ class Lever:
 
     name: str
     cost: str
-    setting: Setting
+    pull: Callable[[Setting], Setting]
 
 
 def levers(setting: Setting) -> list[Lever]:
     """What this run does not do yet, the cheapest first."""
     training, config = setting.training, setting.config
     if setting.stage == "sample":
-        smaller = setting.with_training(batch_size=1)
-        return [Lever("batch_size 1", "slower", smaller)] if training.batch_size > 1 else []
+        smaller = Lever("batch_size 1", "slower", lambda s: s.with_training(batch_size=1))
+        return [smaller] if training.batch_size > 1 else []
     found = []
     if setting.stage == "ldm" and not config.latents.cache_latents:
-        cached = replace(config, latents=replace(config.latents, cache_latents=True))
-        found.append(Lever("cache_latents", "none; faster", replace(setting, config=cached)))
+        found.append(Lever("cache_latents", "nothing; faster", lambda s: s.with_latents(True)))
     if setting.optimizer == "foreach":
-        found.append(Lever("fused optimizer", "none", replace(setting, optimizer="fused")))
+        found.append(Lever("fused optimizer", "nothing", lambda s: replace(s, optimizer="fused")))
     if training.mixed_precision == "no":
-        found.append(Lever("mixed_precision fp16", "none; faster", setting.with_training(mixed_precision="fp16")))
+        half = Lever("mixed_precision fp16", "nothing; faster", lambda s: s.with_training(mixed_precision="fp16"))
+        found.append(half)
     if training.batch_size > 1:
-        alone = setting.with_training(batch_size=1, gradient_accumulation_steps=training.window)
         found.append(Lever("batch_size 1, accumulated", "slower; same gradient", alone))
     if not training.gradient_checkpointing:
-        again = setting.with_training(gradient_checkpointing=True)
-        found.append(Lever("gradient_checkpointing", "a second forward pass", again))
+        again = Lever("gradient_checkpointing", "a second forward pass",
+                      lambda s: s.with_training(gradient_checkpointing=True))  # fmt: skip
+        found.append(again)
     if setting.ema_on_card:
         found.append(Lever("EMA on the CPU", "a copy of the weights over the bus in each step",
-                           replace(setting, ema_on_card=False)))  # fmt: skip
+                           lambda s: replace(s, ema_on_card=False)))  # fmt: skip
     if setting.ranks == 1:
-        found.append(Lever("optimizer state on 2 cards", "a second card", replace(setting, ranks=2)))
-    if config.user_encoder.tokens_per_user > 1:
-        one = replace(config, user_encoder=replace(config.user_encoder, tokens_per_user=1))
-        found.append(Lever("tokens_per_user 1", "one token for each user", replace(setting, config=one)))
+        found.append(Lever("optimizer state on 2 cards", "a second card", lambda s: replace(s, ranks=2)))
+    if setting.stage == "ldm" and config.user_encoder.tokens_per_user > 1:
+        found.append(Lever("tokens_per_user 1", "a new model, with one token for each user", _one_token))
     return found
 
 
+def alone(setting: Setting) -> Setting:
+    """The same window, one sample at a time."""
+    return setting.with_training(batch_size=1, gradient_accumulation_steps=setting.training.window)
+
+
+def _one_token(setting: Setting) -> Setting:
+    config = setting.config
+    return replace(setting, config=replace(config, user_encoder=replace(config.user_encoder, tokens_per_user=1)))
+
+
 def cheapest_that_fits(setting: Setting, card: CardType) -> list[str] | None:
-    """Names of the levers to pull, in order of their cost, until the run fits; None where all are not enough."""
-    pulled = []
-    while not fits(account_of(setting), card):
-        left = levers(setting)
-        if not left:
+    """Names of the levers that make the run fit, the cheapest first; None where all of them do not.
+
+    They are pulled in the order of their cost until it fits, and then those let go that it fits without.
+    """
+    pulled: list[Lever] = []
+    while not _fits_with(pulled, setting, card):
+        if len(pulled) == len(levers(setting)):
             return None
-        pulled.append(left[0].name)
-        setting = left[0].setting
-    return pulled
+        pulled = levers(setting)[: len(pulled) + 1]
+    for lever in reversed(pulled[:-1]):
+        fewer = [other for other in pulled if other is not lever]
+        if _fits_with(fewer, setting, card):
+            pulled = fewer
+    return [lever.name for lever in pulled]
+
+
+def _fits_with(pulled: list[Lever], setting: Setting, card: CardType) -> bool:
+    for lever in pulled:
+        setting = lever.pull(setting)
+    return fits(account_of(on_card(setting, card)), card)

@@ -1,4 +1,4 @@
-"""The account in words: tables for a person, one dictionary for a program."""
+"""The account in words: Markdown tables for a person, one dictionary for a program."""
 
 import csv
 from collections.abc import Sequence
@@ -10,21 +10,24 @@ from train.memory.allocator import Replay
 from train.memory.cards import CARDS, CardType
 from train.memory.components import Component, without_effect
 from train.memory.outside import lines
-from train.memory.plan import Growth, Lever, account_of, fits, room
+from train.memory.plan import Growth, account_of, alone, cheapest_that_fits, fits, levers, on_card, room, runs, verified
 from train.memory.setting import Setting
 
 MiB, GiB = 2**20, 2**30
-MEDIUM_UNET = 139_680_132  # parameters
+MEDIUM_UNET, VAE = 139_680_132, 42_928_871  # parameters
 PREDICTED = "predicted: no GPU has confirmed these figures"
+KINDS = dict(zip(CATEGORIES, ("weights", "gradients", "optimizer state", "half copies", "kept for backward",
+                              "temporaries"), strict=True))  # fmt: skip
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they need to be; the first to the left, the others to the right."""
+    """A Markdown table, its columns as wide as they need to be; the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     lines = []
-    for row in (headings, ["-" * width for width in widths], *rows):
+    for row in (headings, rule, *rows):
         first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        lines.append("  ".join([first.strip().ljust(widths[0]), *others]).rstrip())
+        lines.append(" | ".join(["| " + first.strip().ljust(widths[0]), *others]) + " |")
     return "\n".join(lines)
 
 
@@ -50,7 +53,7 @@ def exact(setting: Setting, parts: list[Component]) -> str:
     sums = [sum(getattr(part, column) for part in parts) for column in EXACT]
     rows.append(["total", f"{sum(part.parameters for part in parts):,}", *map(mib, sums)])
     headings = ("MiB", "parameters", "weights", "gradients", "optimizer state", "EMA", "half copies")
-    text = [table(headings, rows), f"{sum(sums):,} bytes = {gib(sum(sums))} GiB: exact, before any activation"]
+    text = [table(headings, rows), f"\n{sum(sums):,} bytes = {gib(sum(sums))} GiB: exact, before any activation."]
     if idle := without_effect(setting.config, parts):
         text.append(
             f"One context token leaves {idle:,} parameters of the UNet without effect"
@@ -59,24 +62,22 @@ def exact(setting: Setting, parts: list[Component]) -> str:
     return "\n".join(text)
 
 
-def old_estimate(setting: Setting, parts: list[Component], account: Account) -> str:
-    """What users were told about this model at batch 1, beside what is the case."""
+def old_estimates(setting: Setting, parts: list[Component]) -> list[tuple[str, str, str]]:
+    """What users were told about these models (at batch 1), beside what is the case."""
+    rows = [("parameters of the VAE", "~50M", f"{p.parameters:,}") for p in parts if p.parameters == VAE]
     unets = [part for part in parts if part.parameters == MEDIUM_UNET]
     if not unets or setting.stage != "ldm":
-        return ""
-    clock = account.peak().clock
-    rows = [
+        return rows
+    account = account_of(alone(setting))
+    return [
+        *rows,
         ("parameters of the UNet", "~200M", f"{unets[0].parameters:,}"),
         ("its weights", "~5 GB", f"{gib(unets[0].weights)} GiB"),
         ("gradients", "~5 GB", f"{gib(account.of_category('gradients'))} GiB"),
         ("optimizer state", "~5 GB", f"{gib(account.of_category('optimizer state'))} GiB"),
         ("activations", "~1 GB", f"{gib(account.of_category('activations'))} GiB"),
-        ("all at the peak", "16 GB", f"{gib(int(account.live()[clock]))} GiB"),
+        ("all at the peak", "16 GB", f"{gib(account.peak().bytes)} GiB"),
     ]
-    return "\n".join([
-        "An earlier estimate for this model at batch 1, which was wrong, beside the account of the same batch:",
-        table(("", "was said", "is"), rows),
-    ])  # fmt: skip
 
 
 # ---- what the trace says
@@ -87,66 +88,104 @@ def by_component(account: Account, clock: int) -> str:
     rows = [[name, *(mib(row[c]) for c in CATEGORIES), mib(sum(row.values()))] for name, row in sums.items()]
     totals = [sum(row[c] for row in sums.values()) for c in CATEGORIES]
     rows.append(["total", *map(mib, totals), mib(sum(totals))])
-    return table(("MiB at the peak", *CATEGORIES, "total"), rows)
+    return table(("MiB at the peak", *KINDS.values(), "total"), rows)
 
 
 def peak_in_words(account: Account) -> str:
     peak = account.peak()
     where = f"operator {peak.operator}" + (f" in {peak.module}" if peak.module else "")
-    text = [f"Peak: {peak.bytes:,} bytes = {gib(peak.bytes)} GiB, in the phase {peak.phase}, {where}"]
     phases = ", ".join(f"{name} {gib(account.peak(name).bytes)}" for name in account.phases())
-    text.append(f"The peak of each phase, GiB: {phases}")
-    text.append("The largest tensors alive then, beside weights and what is made of them:")
+    text = [f"Peak: {peak.bytes:,} bytes = {gib(peak.bytes)} GiB, in the phase {peak.phase}, {where}.",
+            f"The peak of each phase, GiB: {phases}.",
+            "The largest tensors alive then, beside weights and what is made of them:\n"]  # fmt: skip
     for size, storage in account.largest(peak.clock, 5):
-        kind = storage.category or "temporary"
-        text.append(f"  {mib(size):>8} MiB  {kind}, {storage.phase}, {storage.operator} {storage.module}".rstrip())
+        what = f"{KINDS[storage.category or 'temporaries']}, {storage.phase}, {storage.operator} {storage.module}"
+        text.append(f"- {mib(size)} MiB: {what}".rstrip())
     return "\n".join(text)
 
 
-def outside(account: Account, card: CardType | None) -> str:
-    rows = [(line.name, mib(line.bytes), line.source) for line in lines(account, card)]
-    widths = [max(len(row[i]) for row in rows) for i in range(2)]
-    return "\n".join(
-        ["On top of it, outside the models (MiB):"]
-        + [f"  {name:<{widths[0]}}  {size:>{widths[1]}}  {source}" for name, size, source in rows]
-    )
+def beside(account: Account, card: CardType | None) -> str:
+    """What no tensor of the program is, and no row of the table holds."""
+    rows = [(line.name, "?" if line.bytes is None else mib(line.bytes), line.source) for line in lines(account, card)]
+    return table(("beside the tensors, never added to them", "MiB", "where that is from"), rows)
 
 
-def cards_table(setting: Setting, account: Account, plain: Growth, checkpointed: Growth | None,
-                cards: Sequence[CardType]) -> str:  # fmt: skip
-    """For each card: does it fit, what is left, and the largest micro-batch."""
-    need = Replay(account).serve().peak_reserved
-    tolerance = 0.0 if len(cards) == 1 else 0.02
-    growths = [growth for growth in (plain, checkpointed) if growth]
-    rows = []
+def on_cards(setting: Setting, cards: Sequence[CardType]) -> list[dict]:
+    """For each card: does it fit, what is left, the largest micro-batch, and what would make it fit."""
+    growths: dict[Setting, Growth] = {}
+    variants = {"largest_batch": setting}
+    if setting.stage != "sample" and not setting.training.gradient_checkpointing:
+        variants["largest_batch_checkpointed"] = setting.with_training(gradient_checkpointing=True)
+    found = []
     for card in cards:
-        bf16 = setting.stage != "sample" and setting.training.mixed_precision == "bf16"
-        says = "no bf16" if bf16 and not card.bf16 else "yes" if fits(account, card) else "no"
-        largest = [str(growth.largest(card, tolerance) or "-") for growth in growths]
-        rows.append([card.name, f"{card.memory:.2f}", says, gib(room(card) - need), *largest,
-                     "{}.{}".format(*card.capability), card.attention, "yes" if card.bf16 else "no",
-                     card.wheel])  # fmt: skip
-    batches = ("largest batch", "with checkpointing")[: len(growths)]
-    headings = ("card", "GiB", "fits", "left", *batches, "capability", "attention", "bf16", "wheel")
-    return table(headings, rows)
+        row = {"card": card.name, "bytes": card.bytes, "bytes_from": card.source, "capability": card.capability,
+               "attention": card.attention, "bf16": card.bf16, "wheel": card.wheel,
+               "runs": runs(setting, card)}  # fmt: skip
+        if row["runs"]:
+            account = account_of(on_card(setting, card))
+            row["fits"] = fits(account, card)
+            row["left"] = room(card) - Replay(account).serve().peak_reserved
+            if not row["fits"]:
+                row["fits_with"] = cheapest_that_fits(setting, card)
+            for name, variant in variants.items():
+                ours = on_card(variant, card)
+                if ours not in growths:
+                    growths[ours] = Growth(ours)
+                row[name] = growths[ours].largest(card)
+        found.append(row)
+    return found
 
 
-def advice(setting: Setting, account: Account, levers: list[Lever]) -> str:
-    """What each lever would save of the peak that the allocator reserves, the largest saving first."""
+def cards_table(rows: list[dict]) -> str:
+    cells = []
+    for row in rows:
+        says = "no bf16" if not row["runs"] else "yes" if row["fits"] else "no"
+        batches = [str(row.get(name) or "-") for name in ("largest_batch", "largest_batch_checkpointed")]
+        cells.append([row["card"], gib(row["bytes"]), says, gib(row["left"]) if row["runs"] else "-", *batches,
+                      "{}.{}".format(*row["capability"]), row["attention"], "yes" if row["bf16"] else "no",
+                      row["wheel"]])  # fmt: skip
+    headings = ("card", "GiB", "fits", "left", "largest batch", "with checkpointing", "capability", "attention",
+                "bf16", "wheel")  # fmt: skip
+    text = [table(headings, cells)]
+    for row in rows:
+        if row["runs"] and not row["fits"]:
+            names = row["fits_with"]
+            text.append(f"\n{row['card']}: " + (f"fits with {', '.join(names)}." if names else "no set of these fits."))
+    return "\n".join(text)
+
+
+def verification(setting: Setting, card: CardType, row: dict) -> str:
+    """The largest batches and the next ones, each traced itself."""
+    text, says = [], {True: "fits", False: "does not fit"}
+    for name, how in (("largest_batch", "as it is"), ("largest_batch_checkpointed", "with checkpointing")):
+        if batch := row.get(name):
+            again = {"gradient_checkpointing": True} if name.endswith("checkpointed") else {}
+            ours, following = verified(on_card(setting.with_training(**again), card), batch, card)
+            text.append(f"Traced themselves, {how}: batch {batch} {says[ours]}, batch {batch + 1} {says[following]}.")
+    return "\n".join(text)
+
+
+def advice(setting: Setting, account: Account) -> list[dict]:
+    """What each lever, pulled alone and traced, would save, the largest saving first."""
     now = Replay(account).serve()
     saved = []
-    for lever in levers:
-        then = Replay(account_of(lever.setting)).serve()
-        saved.append((now.peak_allocated - then.peak_allocated, now.peak_reserved - then.peak_reserved, lever))
-    saved.sort(key=lambda entry: -entry[0])
-    rows = [[lever.name, mib(peak), mib(reserved), lever.cost] for peak, reserved, lever in saved]
-    return table(("lever, traced by itself", "saves MiB", "of reserved", "costs"), rows)
+    for lever in levers(setting):
+        then = Replay(account_of(lever.pull(setting))).serve()
+        saved.append({"lever": lever.name, "cost": lever.cost, "allocated": now.peak_allocated - then.peak_allocated,
+                      "reserved": now.peak_reserved - then.peak_reserved})  # fmt: skip
+    return sorted(saved, key=lambda row: -row["allocated"])
+
+
+def advice_table(rows: list[dict]) -> str:
+    cells = [[row["lever"], mib(row["allocated"]), mib(row["reserved"]), row["cost"]] for row in rows]
+    return table(("lever, traced by itself", "saves MiB", "of what is reserved", "costs"), cells)
 
 
 # ---- for programs
 
 
 def as_dictionary(setting: Setting, parts: list[Component], account: Account, card: CardType | None) -> dict:
+    """All that the tables say, in bytes."""
     peak = account.peak()
     return {
         "measured": False,
@@ -159,8 +198,12 @@ def as_dictionary(setting: Setting, parts: list[Component], account: Account, ca
         "peak": asdict(peak),
         "peak_of_phase": {name: account.peak(name).bytes for name in account.phases()},
         "at_peak": account.table(peak.clock),
+        "modules_at_peak": account.modules(peak.clock, depth=99),
         "end_of_forward": [int(account.live()[clock]) for clock in account.forward_ends],
-        "outside": [asdict(line) for line in lines(account, card)],
+        "beside": [asdict(line) for line in lines(account, card)],
+        "old_estimates": old_estimates(setting, parts),
+        "cards": on_cards(setting, [card] if card else CARDS),
+        "advice": advice(setting, account),
     }
 
 

@@ -5,6 +5,7 @@ being. That takes as long to trace as a step does, and is the same whatever the 
 checkpointing: it is traced once for all runs that have it in common.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nets.checkpointing import set_checkpointing
-from train.device import DTYPES, autocast, grad_scaler
+from train.device import DTYPES, autocast
 from train.ema import EMA
 from train.memory.card import Card
 from train.memory.setting import Setting
@@ -107,13 +108,14 @@ class Run:
         self.window = training.batch_size * min(training.gradient_accumulation_steps, TRACED_MICRO_BATCHES)
         if self.device.type == "cuda":
             self.precision = partial(autocast, self.device)
-            self.scaler = grad_scaler(self.device, training.mixed_precision)
+            # A scale of 1 overflows nowhere, so that no step is left out.
+            self.scaler = torch.amp.GradScaler("cuda", init_scale=1.0, enabled=training.mixed_precision == "fp16")
         else:
             # The scaler's few numbers stand beside the loss, wherever that is; "cuda" would refuse without a card.
             self.precision = lambda name: self.card.autocast(None if name == "no" else DTYPES[name])
             self.scaler = torch.amp.GradScaler("cpu", enabled=training.mixed_precision == "fp16")
         if standing.adversary:
-            standing.adversary.scaler = type(self.scaler)(self.scaler._device, enabled=self.scaler.is_enabled())
+            standing.adversary.scaler = copy.deepcopy(self.scaler)
         standing.model.train(bool(standing.trained))
         set_checkpointing(standing.model, training.gradient_checkpointing)
 
