@@ -7,6 +7,8 @@ import json
 import sys
 from pathlib import Path
 
+import torch
+
 from train import cli
 from train.errors import UserError, nearest
 from train.memory import report
@@ -43,6 +45,7 @@ def main(argv: list[str] | None = None) -> None:
         print(measure(setting, args.measure))
         return
 
+    torch.set_num_threads(1)  # nothing here is large, and cores get whole questions
     setting = on_card(setting, card)
     parts = components(config, args.stage, users)
     account = account_of(setting)

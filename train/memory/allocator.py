@@ -16,6 +16,7 @@ which of two equal blocks is taken: here segments lie in the order in which they
 
 import copy
 from bisect import bisect_left, insort
+from functools import lru_cache
 
 import numpy as np
 
@@ -162,3 +163,9 @@ class Replay:
                     addresses[event] = take(requested[event])
             elif requested[event - count]:
                 give_back(addresses.pop(event - count), requested[event - count] <= SMALL)
+
+
+@lru_cache(maxsize=32)
+def served(account: Account) -> CachingAllocator:
+    """The allocator of a card without a limit, after this trace."""
+    return Replay(account).serve()

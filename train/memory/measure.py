@@ -17,7 +17,7 @@ import torch
 
 from train.device import pick_device
 from train.errors import UserError
-from train.memory.allocator import Replay
+from train.memory.allocator import served
 from train.memory.cards import CardType
 from train.memory.outside import cublas
 from train.memory.plan import FEW, Growth, account_of, fits, on_card, room, runs
@@ -136,7 +136,7 @@ class End:
 
 def compared(setting: Setting, card: CardType, run: Measurement) -> Row:
     account = account_of(on_card(setting, card))
-    workspace, given = cublas(card).bytes, Replay(account).serve()
+    workspace, given = cublas(card).bytes, served(account)
     predicted = Peaks(
         account.peak().bytes + workspace, given.peak_allocated + workspace, given.peak_reserved + workspace
     )

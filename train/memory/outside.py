@@ -6,7 +6,7 @@ None of it is in the account's table, and none of it can be traced without a GPU
 from dataclasses import dataclass
 
 from train.memory.account import Account
-from train.memory.allocator import Replay, rounded
+from train.memory.allocator import rounded, served
 from train.memory.cards import CardType
 
 MiB = 2**20
@@ -42,7 +42,7 @@ def lines(account: Account, card: CardType | None) -> list[Outside]:
     """All that comes on top of the bytes that tensors ask for, at the peak."""
     requested = int(account.live().max())
     units = int(account.live(rounded(account.bytes)).max())
-    given = Replay(account).serve()
+    given = served(account)
     return [
         Outside("rounding up to 512 bytes", units - requested, "predicted: exact, from the trace"),
         Outside("remainders not split off", given.peak_allocated - units, "predicted: the allocator's rules, replayed"),

@@ -5,14 +5,14 @@ any batch, and so the whole timeline. A batch that is called the largest can be 
 next one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
 
 from train.memory.account import Account
-from train.memory.allocator import OutOfMemory, Replay
+from train.memory.allocator import OutOfMemory, Replay, served
 from train.memory.cards import CardType
 from train.memory.outside import context, cublas
 from train.memory.setting import Setting
@@ -45,7 +45,7 @@ def room(card: CardType) -> int:
 
 
 def fits(account: Account, card: CardType) -> bool:
-    return _serves(Replay(account), account.bytes, room(card))
+    return served(account).peak_reserved <= room(card) or _serves(Replay(account), account.bytes, room(card))
 
 
 def _serves(replay: Replay, sizes: np.ndarray, limit: int) -> bool:
@@ -115,10 +115,15 @@ class Growth:
         return low
 
 
-def verified(setting: Setting, batch: int, card: CardType) -> tuple[bool, bool]:
-    """Whether the batch that is said to be the largest fits when it is traced itself, and whether the next does."""
-    ours, following = (account_of(setting.with_training(batch_size=b)) for b in (batch, batch + 1))
-    return fits(ours, card), fits(following, card)
+def largest_batches(setting: Setting, cards: Sequence[CardType]) -> list[int]:
+    """The largest micro-batch on each of these cards, which have the same kernels."""
+    growth = Growth(on_card(setting, cards[0]))
+    return [growth.largest(card) for card in cards]
+
+
+def fits_traced(setting: Setting, batch: int, card: CardType) -> bool:
+    """Whether this batch fits when it is traced itself."""
+    return fits(account_of(on_card(setting.with_training(batch_size=batch), card)), card)
 
 
 @dataclass(frozen=True)

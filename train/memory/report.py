@@ -3,14 +3,27 @@
 import csv
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from train.memory.account import CATEGORIES, Account
-from train.memory.allocator import Replay
+from train.memory.allocator import served
 from train.memory.cards import CARDS, CardType
 from train.memory.components import Component, without_effect
+from train.memory.cores import on_all_cores
 from train.memory.outside import lines
-from train.memory.plan import Growth, account_of, alone, cheapest_that_fits, fits, levers, on_card, room, runs, verified
+from train.memory.plan import (
+    account_of,
+    alone,
+    cheapest_that_fits,
+    fits,
+    fits_traced,
+    largest_batches,
+    levers,
+    on_card,
+    room,
+    runs,
+)  # fmt: skip
 from train.memory.setting import Setting
 
 MiB, GiB = 2**20, 2**30
@@ -110,30 +123,38 @@ def beside(account: Account, card: CardType | None) -> str:
     return table(("beside the tensors, never added to them", "MiB", "where that is from"), rows)
 
 
+VARIANTS = {"largest_batch": "as it is", "largest_batch_checkpointed": "with checkpointing"}
+
+
+def variants(setting: Setting) -> dict[str, Setting]:
+    """The runs whose largest batch is of interest."""
+    found = {"largest_batch": setting}
+    if setting.stage != "sample" and not setting.training.gradient_checkpointing:
+        found["largest_batch_checkpointed"] = setting.with_training(gradient_checkpointing=True)
+    return found
+
+
 def on_cards(setting: Setting, cards: Sequence[CardType]) -> list[dict]:
     """For each card: does it fit, what is left, the largest micro-batch, and what would make it fit."""
-    growths: dict[Setting, Growth] = {}
-    variants = {"largest_batch": setting}
-    if setting.stage != "sample" and not setting.training.gradient_checkpointing:
-        variants["largest_batch_checkpointed"] = setting.with_training(gradient_checkpointing=True)
-    found = []
+    able = [card for card in cards if runs(setting, card)]
+    alike: dict[Setting, list[CardType]] = {}  # by their kernels
+    for card in able:
+        alike.setdefault(on_card(setting, card), []).append(card)
+    asked = [(name, variant, ours) for name, variant in variants(setting).items() for ours in alike.values()]
+    answers = on_all_cores([partial(largest_batches, variant, ours) for _, variant, ours in asked])
+    rows = []
     for card in cards:
         row = {"card": card.name, "bytes": card.bytes, "bytes_from": card.source, "capability": card.capability,
-               "attention": card.attention, "bf16": card.bf16, "wheel": card.wheel,
-               "runs": runs(setting, card)}  # fmt: skip
-        if row["runs"]:
+               "attention": card.attention, "bf16": card.bf16, "wheel": card.wheel, "runs": card in able}  # fmt: skip
+        if card in able:
             account = account_of(on_card(setting, card))
-            row["fits"] = fits(account, card)
-            row["left"] = room(card) - Replay(account).serve().peak_reserved
+            row |= {"fits": fits(account, card), "left": room(card) - served(account).peak_reserved}
             if not row["fits"]:
                 row["fits_with"] = cheapest_that_fits(setting, card)
-            for name, variant in variants.items():
-                ours = on_card(variant, card)
-                if ours not in growths:
-                    growths[ours] = Growth(ours)
-                row[name] = growths[ours].largest(card)
-        found.append(row)
-    return found
+            for (name, _, ours), answer in zip(asked, answers, strict=True):
+                row |= {name: answer[ours.index(card)]} if card in ours else {}
+        rows.append(row)
+    return rows
 
 
 def cards_table(rows: list[dict]) -> str:
@@ -156,24 +177,32 @@ def cards_table(rows: list[dict]) -> str:
 
 def verification(setting: Setting, card: CardType, row: dict) -> str:
     """The largest batches and the next ones, each traced itself."""
-    text, says = [], {True: "fits", False: "does not fit"}
-    for name, how in (("largest_batch", "as it is"), ("largest_batch_checkpointed", "with checkpointing")):
-        if batch := row.get(name):
-            again = {"gradient_checkpointing": True} if name.endswith("checkpointed") else {}
-            ours, following = verified(on_card(setting.with_training(**again), card), batch, card)
-            text.append(f"Traced themselves, {how}: batch {batch} {says[ours]}, batch {batch + 1} {says[following]}.")
-    return "\n".join(text)
+    asked = [(name, variant, row[name]) for name, variant in variants(setting).items() if row.get(name)]
+    answers = on_all_cores([
+        partial(fits_traced, variant, batch + more, card) for _, variant, batch in asked for more in (0, 1)
+    ])  # fmt: skip
+    says = ["fits" if answer else "does not fit" for answer in answers]
+    return "\n".join(
+        f"Traced themselves, {VARIANTS[name]}: batch {batch} {says[2 * i]}, batch {batch + 1} {says[2 * i + 1]}."
+        for i, (name, _, batch) in enumerate(asked)
+    )
 
 
 def advice(setting: Setting, account: Account) -> list[dict]:
     """What each lever, pulled alone and traced, would save, the largest saving first."""
-    now = Replay(account).serve()
-    saved = []
-    for lever in levers(setting):
-        then = Replay(account_of(lever.pull(setting))).serve()
-        saved.append({"lever": lever.name, "cost": lever.cost, "allocated": now.peak_allocated - then.peak_allocated,
-                      "reserved": now.peak_reserved - then.peak_reserved})  # fmt: skip
-    return sorted(saved, key=lambda row: -row["allocated"])
+    found, now = levers(setting), served(account)
+    rows = []
+    for lever, (allocated, reserved) in zip(
+        found, on_all_cores([partial(_peaks, lever.pull(setting)) for lever in found]), strict=True
+    ):
+        rows.append({"lever": lever.name, "cost": lever.cost, "allocated": now.peak_allocated - allocated,
+                     "reserved": now.peak_reserved - reserved})  # fmt: skip
+    return sorted(rows, key=lambda row: -row["allocated"])
+
+
+def _peaks(setting: Setting) -> tuple[int, int]:
+    given = served(account_of(setting))
+    return given.peak_allocated, given.peak_reserved
 
 
 def advice_table(rows: list[dict]) -> str:

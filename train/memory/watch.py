@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from train.memory.account import Account
-from train.memory.allocator import Replay
+from train.memory.allocator import served
 from train.memory.cards import CardType
 from train.memory.components import size
 from train.memory.outside import cublas
@@ -37,7 +37,7 @@ def watched(
     here = CardType("here", 0, torch.cuda.get_device_capability(device), "") if device.type == "cuda" else None
     account = account_of(on_card(replace(setting, validates=False), here))
     models, optimizers, taken = list(models), list(optimizers), 0
-    predicted = {"peak": Replay(account).serve().peak_allocated + (cublas(here).bytes if here else 0)}
+    predicted = {"peak": served(account).peak_allocated + (cublas(here).bytes if here else 0)}
     print(f"Memory: a step takes {predicted['peak'] / MiB:,.0f} MiB at its peak (predicted; train.memcheck says of what)")
     predicted |= standing(account)
 

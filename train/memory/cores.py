@@ -1,0 +1,30 @@
+"""Independent questions, answered on all cores."""
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+
+def on_all_cores(questions: Sequence[Callable[[], object]]) -> list:
+    """Their answers, in order. Where processes cannot be forked safely (only Linux can), one after another.
+
+    What is forked knows what this process has learned so far (torch, operators' shapes), so ask nothing before
+    one question like these has been answered here. No OpenMP or CUDA may be at work: torch.set_num_threads(1).
+    """
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+    if cores == 1:
+        return [question() for question in questions]
+    with multiprocessing.get_context("fork").Pool(
+        min(cores, len(questions)), initializer=_remember, initargs=(questions,)
+    ) as pool:
+        return pool.map(_answer, range(len(questions)), chunksize=1)
+
+
+def _remember(questions: Sequence[Callable[[], object]]) -> None:
+    global _questions
+    _questions = questions  # forked, not sent: they need not be pickled
+
+
+def _answer(number: int):
+    return _questions[number]()
