@@ -29,6 +29,8 @@ from train.files import tensors_hash
 from train.generate import generate
 from train.latents import LatentSource
 from train.loop import Best, total_steps, train
+from train.memory.setting import Setting
+from train.memory.watch import watched
 from train.optim import learning_rate, make_adamw, set_learning_rate
 from train.pictures import PICTURE_BATCH, image_grid, save_picture
 from train.preflight import plan_micro_batch, require_disk, require_sane_latents
@@ -121,6 +123,8 @@ def train_denoiser(
     state = {"inputs": inputs, "model": model, "ema": ema, "optimizer": optimizer, "scaler": scaler,
              "micro_batch": micro_batch}  # fmt: skip
     best = Best("validation_loss", min)
+    setting = Setting(replace(config, vae=vae.config), "ldm", len(data.user_names))
+    take_step = watched(take_step, setting, device, [vae, model, ema.model], [optimizer])
     train("LDM", training, steps, state, take_step, validate, best, ("loss", "validation_loss"), device)
     return ema.model
 

@@ -22,6 +22,8 @@ from train.device import MixedPrecision, autocast, grad_scaler, native_precision
 from train.ema import EMA
 from train.latents import measure_scaling, save_statistics
 from train.loop import Best, total_steps, train
+from train.memory.setting import Setting
+from train.memory.watch import watched
 from train.optim import learning_rate, make_adamw, set_learning_rate
 from train.pictures import PICTURE_BATCH, image_grid, save_picture
 from train.preflight import plan_micro_batch, require_disk
@@ -121,6 +123,11 @@ def train_vae(
     if adversary:
         state["adversary"] = adversary
     curves = ("loss", "reconstruction", "validation_psnr")
+    setting = Setting(replace(config, vae=vae.config), "vae")
+    models, optimizers = [vae, ema.model], [optimizer]
+    if adversary:
+        models, optimizers = [*models, adversary.discriminator], [*optimizers, adversary.optimizer]
+    take_step = watched(take_step, setting, device, models + [vgg16] * bool(vgg16), optimizers)
     train("VAE", training, steps, state, take_step, validate, Best("validation_psnr", max), curves, device)
     return ema.model
 

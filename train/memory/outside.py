@@ -50,7 +50,7 @@ def lines(account: Account, card: CardType | None) -> list[Outside]:
                 "predicted: the same; fragmentation and segments kept for later"),
         cublas(card),
         Outside("cuDNN workspace", None,
-                "not known: depends on the algorithm that cuDNN picks; at most what is free, since torch goes on to the "
-                "next algorithm when memory is refused (Conv_v8.cpp, try_plans), so that it decides no fit"),
+                "not known: what cuDNN's algorithm wants, at most what is free; when that is refused torch goes on to "
+                "the next algorithm (Conv_v8.cpp, try_plans), so that it decides no fit"),
         context(card),
     ]  # fmt: skip

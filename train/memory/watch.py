@@ -38,7 +38,7 @@ def watched(
     account = account_of(on_card(replace(setting, validates=False), here))
     models, optimizers, taken = list(models), list(optimizers), 0
     predicted = {"peak": served(account).peak_allocated + (cublas(here).bytes if here else 0)}
-    print(f"Memory: a step takes {predicted['peak'] / MiB:,.0f} MiB at its peak (predicted; train.memcheck says of what)")
+    print(f"Memory: {predicted['peak'] / MiB:,.0f} MiB at the peak of a step (predicted; see train.memcheck)")
     predicted |= standing(account)
 
     def step_and_look(step: int) -> StepResult:
