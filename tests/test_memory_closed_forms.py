@@ -13,24 +13,17 @@ from train.memory.components import components, without_effect
 from train.memory.setting import Setting
 from train.memory.stages import trace
 
-MEDIUM = Path(__file__).parents[1] / "configs/medium.yaml"
-PRESETS = {
-    "medium": (),
-    "tight": ("unet.cross_attention_dim=256", "user_encoder.dim=256"),
-    "light": ("unet.channels=[64, 128, 256, 384]", "unet.cross_attention_dim=256", "user_encoder.dim=256"),
-    "sd": (
-        "unet.channels=[320, 640, 1280, 1280]", "unet.cross_attention_dim=768", "user_encoder.dim=768",
-        "unet.linear_projection=false",
-    ),
-    "tokens": ("user_encoder.tokens_per_user=4",),
-    "fp32": ("ldm_training.mixed_precision=no", "vae_training.mixed_precision=no"),
-    "adversarial": ("vae_loss.adversarial_weight=0.5",),
-}  # fmt: skip
+CONFIGS = Path(__file__).parents[1] / "configs"
+PRESETS = {name: (name,) for name in ("medium", "tight", "light", "sd", "demo")} | {
+    "tokens": ("medium", "user_encoder.tokens_per_user=4"),
+    "fp32": ("medium", "ldm_training.mixed_precision=no", "vae_training.mixed_precision=no"),
+    "adversarial": ("medium", "vae_loss.adversarial_weight=0.5"),
+}
 
 
 def config_of(preset: str) -> Config:
-    overrides = [(f"--set {o}", *o.split("=", 1)) for o in PRESETS[preset]]
-    return strict_yaml.load(Config, MEDIUM, overrides)
+    name, *overrides = PRESETS[preset]
+    return strict_yaml.load(Config, CONFIGS / f"{name}.yaml", [(f"--set {o}", *o.split("=", 1)) for o in overrides])
 
 
 def owned(account: Account, category: str, component: str, clock: int) -> int:
@@ -42,7 +35,7 @@ def owned(account: Account, category: str, component: str, clock: int) -> int:
     ("preset", "stage"),
     [
         *((preset, "ldm") for preset in PRESETS if preset != "adversarial"),
-        *((preset, "vae") for preset in ("medium", "fp32", "adversarial")),
+        *((preset, "vae") for preset in ("medium", "demo", "fp32", "adversarial")),
         *((preset, "sample") for preset in ("medium", "sd")),
     ],
 )
@@ -60,7 +53,7 @@ def test_closed_forms_equal_the_trace_to_the_byte(preset, stage):
 
 
 @pytest.mark.parametrize(("stage", "trained"), [("ldm", "UNet"), ("vae", "VAE")])
-@pytest.mark.parametrize("preset", ["medium", "sd", "tokens", "fp32"])
+@pytest.mark.parametrize("preset", ["medium", "light", "tight", "sd", "demo", "tokens", "fp32"])
 def test_half_copies_equal_the_closed_form_when_the_forward_pass_ends(preset, stage, trained):
     """The largest sum of copies is reached inside the forward pass, when the last weight has been cast."""
     config = config_of(preset)

@@ -1,6 +1,7 @@
 """What fits: linearity, the largest batch, the allocator's rules, and the command."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,36 +10,88 @@ import pytest
 from tests.test_memory_closed_forms import config_of
 from train import memcheck
 from train.memory.account import Account
-from train.memory.allocator import MEDIUM_SEGMENT, SMALL_SEGMENT, CachingAllocator, OutOfMemory
+from train.memory.allocator import MEDIUM_SEGMENT, SMALL_SEGMENT, CachingAllocator, OutOfMemory, Replay, served
 from train.memory.cards import CardType
-from train.memory.plan import Growth, account_of, fits, levers, verified
+from train.memory.plan import (
+    Growth,
+    account_of,
+    cheapest_that_fits,
+    fits,
+    fits_traced,
+    largest_batches,
+    levers,
+    on_card,
+    room,
+    runs,
+)  # fmt: skip
 from train.memory.setting import Setting
 
 MiB = 2**20
-SMALL_CARD = CardType("imaginary", 4.0, (7, 5))
+SMALL_CARD = CardType("imaginary", 4.0, (7, 5), "")
 
 
-@pytest.mark.parametrize("checkpointing", ["false", "true"])
+CHECKPOINTING = pytest.mark.parametrize("checkpointing", [False, True])
+
+
+@CHECKPOINTING
 @pytest.mark.parametrize("stage", ["ldm", "vae", "sample"])
 def test_every_storage_is_linear_in_the_batch(stage, checkpointing):
-    config = config_of("light")
-    setting = Setting(config, stage, validates=False).with_training(gradient_checkpointing=checkpointing == "true")
+    setting = Setting(config_of("light"), stage).with_training(gradient_checkpointing=checkpointing, batch_size=2)
     growth = Growth(setting)
     for batch in (5, 16):
         assert np.array_equal(growth.sizes(batch), account_of(setting.with_training(batch_size=batch)).bytes)
 
 
-def test_the_largest_batch_fits_and_the_next_does_not():
-    setting = Setting(config_of("light"))
-    largest = Growth(setting).largest(SMALL_CARD)
-    assert verified(setting, largest, SMALL_CARD) == (True, False)
+@CHECKPOINTING
+def test_the_largest_batch_traced_itself_fits_and_the_next_does_not(checkpointing):
+    setting = Setting(config_of("light")).with_training(gradient_checkpointing=checkpointing)
+    (largest,) = largest_batches(setting, [SMALL_CARD])
+    assert fits_traced(setting, largest, SMALL_CARD)
+    assert not fits_traced(setting, largest + 1, SMALL_CARD)
+
+
+def test_a_card_that_holds_one_sample_only_has_a_largest_batch_of_one():
+    setting = Setting(config_of("light"), "vae", validates=False)
+    one, two = (served(account_of(setting.with_training(batch_size=batch))) for batch in (1, 2))
+    assert one.peak_reserved < two.peak_allocated
+    around = SMALL_CARD.bytes - room(SMALL_CARD)
+    for limit, largest in ((two.peak_allocated - 1, 1), (one.peak_allocated - 1, 0)):
+        assert Growth(setting).largest(replace(SMALL_CARD, memory=(limit + around) / 2**30)) == largest
+
+
+def test_attention_is_that_of_the_card():
+    old, new = CardType("old", 16.0, (6, 0), ""), CardType("new", 16.0, (8, 0), "")
+    half = Setting(config_of("medium"))
+    assert [on_card(half, card).attention for card in (old, new)] == ["efficient", "flash"]
+    bf16 = half.with_training(mixed_precision="bf16")
+    assert not runs(bf16, old)
+    operators = {kind: {s.operator for s in account_of(replace(bf16, attention=kind, validates=False)).storages}
+                 for kind in ("efficient", "flash")}  # fmt: skip
+    assert "_scaled_dot_product_flash_attention" in operators["flash"]
+    assert not any("efficient" in name for name in operators["efficient"])  # bf16 before Ampere: the plain one
 
 
 def test_no_lever_but_the_step_counts_of_a_fused_optimizer_adds_to_the_peak():
     setting = Setting(config_of("fp32"))
     before = account_of(setting).peak().bytes
     for lever in levers(setting):
-        assert account_of(lever.setting).peak().bytes <= before + 1024 * 1024, lever.name
+        assert account_of(lever.pull(setting)).peak().bytes <= before + MiB, lever.name
+
+
+def test_the_set_that_fits_is_no_larger_than_it_must_be():
+    setting = Setting(config_of("light"), validates=False).with_training(batch_size=64)
+    pulled = cheapest_that_fits(setting, SMALL_CARD)
+    by_name = {lever.name: lever for lever in levers(setting)}
+
+    def fits_with(names: list[str]) -> bool:
+        ours = setting
+        for name in names:
+            ours = by_name[name].pull(ours)
+        return fits(account_of(ours), SMALL_CARD)
+
+    assert pulled
+    assert fits_with(pulled)
+    assert not any(fits_with([name for name in pulled if name != left]) for left in pulled)
 
 
 def test_segments_are_of_2_and_20_mib_or_rounded_to_2_mib():
@@ -52,10 +105,10 @@ def test_segments_are_of_2_and_20_mib_or_rounded_to_2_mib():
 def test_a_block_is_split_unless_little_remains():
     allocator = CachingAllocator()
     first = allocator.take(11 * MiB)  # of a segment of 12 MiB: 1 MiB remains, too little to be split off
-    assert first.size == 12 * MiB
-    allocator.give_back(first)
-    assert allocator.take(10 * MiB).size == 10 * MiB  # 2 MiB remain
-    assert allocator.reserved == 12 * MiB
+    assert allocator.allocated == 12 * MiB
+    allocator.give_back(first, small=False)
+    allocator.take(10 * MiB)  # 2 MiB remain
+    assert (allocator.allocated, allocator.reserved) == (10 * MiB, 12 * MiB)
 
 
 def test_freed_neighbours_are_joined_and_used_again():
@@ -63,22 +116,44 @@ def test_freed_neighbours_are_joined_and_used_again():
     blocks = [allocator.take(5 * MiB) for _ in range(4)]
     assert allocator.reserved == 20 * MiB
     for i in (1, 0, 3, 2):
-        allocator.give_back(blocks[i])
-    assert allocator.take(20 * MiB).size == 20 * MiB
+        allocator.give_back(blocks[i], small=False)
+    assert allocator.take(20 * MiB) == blocks[0]
     assert allocator.reserved == 20 * MiB
+
+
+def test_blocks_of_two_segments_are_never_joined():
+    allocator = CachingAllocator()
+    for block in [allocator.take(20 * MiB) for _ in range(2)]:
+        allocator.give_back(block, small=False)
+    allocator.take(40 * MiB)
+    assert allocator.reserved == 80 * MiB
 
 
 def test_free_segments_are_given_back_before_memory_runs_out():
     allocator = CachingAllocator(limit=50 * MiB)
-    allocator.give_back(allocator.take(30 * MiB))
+    allocator.give_back(allocator.take(30 * MiB), small=False)
     allocator.take(40 * MiB)
     assert allocator.reserved == 40 * MiB
     with pytest.raises(OutOfMemory):
         allocator.take(20 * MiB)
 
 
+def test_a_common_beginning_served_once_changes_nothing():
+    growth = Growth(Setting(config_of("light"), validates=False))
+    sizes = growth.sizes(20)
+    for limit in (None, room(SMALL_CARD), room(SMALL_CARD) // 2):
+        peaks = []
+        for growing in (None, growth.slope != 0):
+            try:
+                given = Replay(growth.few, growing).serve(sizes, limit)
+                peaks.append((given.peak_allocated, given.peak_reserved, given.reserved))
+            except OutOfMemory as error:
+                peaks.append(str(error))
+        assert peaks[0] == peaks[1]
+
+
 def test_a_card_without_room_for_the_weights_fits_nothing():
-    assert not fits(account_of(Setting(config_of("light"))), CardType("tiny", 1.0, (7, 5)))
+    assert not fits(account_of(Setting(config_of("light"))), CardType("tiny", 1.0, (7, 5), ""))
 
 
 def test_rows_of_the_table_add_up_to_the_peak():
@@ -88,20 +163,22 @@ def test_rows_of_the_table_add_up_to_the_peak():
 
 
 def test_the_command_gives_an_account_to_programs(capsys, tmp_path: Path):
-    memcheck.main(["--config", "configs/demo.yaml", "--json"])
+    memcheck.main(["--config", "configs/demo.yaml", "--gpu", "T4", "--json"])
     account = json.loads(capsys.readouterr().out)
     assert account["measured"] is False
     assert sum(sum(row.values()) for row in account["at_peak"].values()) == account["peak"]["bytes"]
+    assert {"card", "bytes", "fits", "left", "largest_batch"} <= account["cards"][0].keys()
+    assert account["advice"]
 
 
 def test_the_command_prints_tables_and_draws_pictures(capsys, tmp_path: Path):
-    memcheck.main(["--config", "configs/demo.yaml", "--gpu", "P100", "--advice", "--csv", str(tmp_path / "modules.csv"),
+    memcheck.main(["--config", "configs/demo.yaml", "--gpu", "P100", "--csv", str(tmp_path / "modules.csv"),
                    "--pictures", str(tmp_path)])  # fmt: skip
     printed = capsys.readouterr().out
     assert "predicted" in printed
     assert "P100" in printed
     assert {p.name for p in tmp_path.iterdir()} == {
-        "modules.csv", "modules_at_peak.png", "timeline_by_category.png", "timeline_by_component.png",
+        "modules.csv", "memory_modules.png", "memory_timeline.png", "memory_components.png",
     }  # fmt: skip
 
 

@@ -177,9 +177,13 @@ def name(setting: Setting, batch: bool = True) -> str:
 def verdict(rows: Sequence[Row], ends: Sequence[End]) -> str:
     errors = [abs(row.error("allocated")) / row.measured.allocated for row in rows if row.measured]
     missed = [row.name for row in rows if row.missed] + [end.name + " (largest batch)" for end in ends if end.missed]
-    said = f"Of the peak allocated, {len(errors)} predictions were off by {100 * max(errors):.2f}% at most and "
-    said += f"{100 * median(errors):.2f}% in the median." if errors else ""
-    return f"{said if errors else 'No run fitted.'} Missed: {'; '.join(missed) or 'nothing'}."
+    said = (
+        f"Of the peak allocated, {len(errors)} predictions were off by {100 * max(errors):.2f}% at most and "
+        f"{100 * median(errors):.2f}% in the median."
+        if errors
+        else "No run fitted."
+    )
+    return f"{said} Missed: {'; '.join(missed) or 'nothing'}."
 
 
 def record(machine: dict[str, str], rows: Sequence[Row], ends: Sequence[End]) -> str:

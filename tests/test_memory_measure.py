@@ -1,0 +1,87 @@
+"""The comparison with a card, of a card that is made up here: what a record says, and what it calls a miss."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.test_memory_closed_forms import config_of
+from train import memcheck
+from train.errors import UserError
+from train.memory.allocator import served
+from train.memory.cards import CardType
+from train.memory.measure import MiB, Peaks, compared, ends_of, grid, largest, record, verdict
+from train.memory.outside import cublas
+from train.memory.plan import account_of, largest_batches, room
+from train.memory.setting import Setting
+
+CARD = CardType("imaginary", 3.0, (7, 5), "")
+SETTING = Setting(config_of("demo"), validates=False)
+
+
+def as_predicted(setting: Setting, more: int = 0) -> Peaks | None:
+    """A card that takes what the account says, and `more` bytes."""
+    account = account_of(setting)
+    given, workspace = served(account), cublas(CARD).bytes + more
+    peaks = Peaks(
+        account.peak().bytes + workspace, given.peak_allocated + workspace, given.peak_reserved + workspace
+    )
+    return peaks if peaks.reserved <= room(CARD) + cublas(CARD).bytes else None
+
+
+def test_a_card_that_takes_what_is_predicted_leaves_no_error():
+    row = compared(SETTING, CARD, as_predicted)
+    assert [row.error(what) for what in ("requested", "allocated", "reserved")] == [0, 0, 0]
+    assert not row.missed
+
+
+@pytest.mark.parametrize(("more", "missed"), [(63 * MiB, False), (65 * MiB, True), (-65 * MiB, True)])
+def test_an_error_of_more_than_64_mib_of_a_small_run_is_a_miss(more, missed):
+    row = compared(SETTING, CARD, lambda setting: as_predicted(setting, more))
+    assert row.error("allocated") == -more
+    assert row.missed == missed
+
+
+def test_what_is_said_to_fit_and_runs_out_of_memory_is_a_miss():
+    row = compared(SETTING, CARD, lambda setting: None)
+    assert row.fits
+    assert row.missed
+    assert "MISS" in record({}, [row], [])
+
+
+@pytest.mark.parametrize(("true", "missed"), [(1.0, False), (1.04, False), (1.1, True), (0.99, True), (0.0, True)])
+def test_the_true_largest_batch_is_found_by_running(true, missed):
+    (predicted,) = largest_batches(SETTING, [CARD])
+    most, runs = int(true * predicted), []
+
+    def run(setting: Setting) -> Peaks | None:
+        runs.append(setting.training.batch_size)
+        return as_predicted(SETTING) if runs[-1] <= most else None
+
+    end = largest(SETTING, CARD, run)
+    assert (end.predicted, end.true, end.missed) == (predicted, most, missed)
+    assert len(runs) < 40
+
+
+def test_the_grid_holds_every_combination_once():
+    cases = grid(Setting(config_of("medium")))
+    assert len(set(cases)) == len(cases) == 3 * 2 * 2 * 2 * 3
+    assert len(ends_of(Setting(config_of("medium")))) == 4
+
+
+def test_the_record_names_machine_runs_and_misses():
+    rows = [compared(replace(SETTING, optimizer=form), CARD, as_predicted) for form in ("foreach", "fused")]
+    rows.append(compared(SETTING, CARD, lambda setting: as_predicted(setting, 65 * MiB)))
+    text = record({"card": "imaginary", "commit": "abc"}, rows, [])
+    assert "- card: imaginary" in text
+    assert text.count("MISS") == 1
+    assert f"Missed: {rows[2].name}." in text
+    assert "median" in verdict(rows, [])
+
+
+def test_without_a_card_nothing_is_measured(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="CUDA card"):
+        memcheck.main(["--measure", str(tmp_path / "record.md")])
+    assert not list(tmp_path.iterdir())
