@@ -68,7 +68,8 @@ def test_more_than_3_percent_is_warned_of(peak, warns, capsys):
 
 def test_skipped_steps_are_not_counted(run, capsys):
     setting, _, models, optimizers = run
-    watching = watched(lambda step: StepResult(False, {"loss": 0.0}, 0.0), setting, torch.device("cpu"), models, optimizers)
+    skipped = StepResult(False, {"loss": 0.0}, 0.0)
+    watching = watched(lambda step: skipped, setting, torch.device("cpu"), models, optimizers)
     for step in range(WINDOWS):
         watching(step)
     assert "measured" not in capsys.readouterr().out

@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.json:
         json.dump(report.as_dictionary(setting, parts, account, card), sys.stdout, indent=1)
         return
-    print(f"{report.exact(setting, parts)}\n\nFrom here on {report.PREDICTED}.\n")
+    print(f"{report.title(setting, card)}\n\n{report.exact(setting, parts)}\n\nFrom here on {report.PREDICTED}.\n")
     print(f"{report.by_component(account, account.peak().clock)}\n\n{report.peak_in_words(account)}\n")
     print(f"{report.beside(account, card)}\n")
     if was := report.old_estimates(setting, parts):

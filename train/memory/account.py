@@ -11,6 +11,7 @@ import numpy as np
 from train.memory.trace import Storage, Trace
 
 CATEGORIES = ("weights", "gradients", "optimizer state", "half copies", "activations", "temporaries")
+HEADINGS = {category: category for category in CATEGORIES} | {"activations": "kept for backward"}
 OUTSIDE = "outside the models"  # inputs, noise, losses
 OPTIMIZER = "optimizer-wide"  # what clipping, AdamW and the average take for all parameters at once
 
@@ -95,10 +96,12 @@ class Account:
         return int(live.max() if clock is None else live[clock])
 
     def modules(self, clock: int, depth: int = 3) -> dict[str, dict[str, int]]:
-        """Bytes alive at this moment by module, cut off after `depth` names, then by category."""
+        """Bytes alive at this moment by module, cut off after `depth` names (of its model), then by category."""
         sums: dict[str, dict[str, int]] = {}
         for i in np.flatnonzero(self.alive(clock)):
-            name = ".".join(self.storages[i].module.split(".")[:depth]) or self.component[i]
+            names = self.storages[i].module.split(".")
+            averaged = names[0] == "EMA" and names[1:2] == ["unet"]  # the average of two models, UNet and encoder
+            name = ".".join(names[: depth + averaged]) or self.component[i]
             row = sums.setdefault(name, dict.fromkeys(CATEGORIES, 0))
             row[self.category[i]] += int(self.bytes[i])
         return sums

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from train.memory.account import CATEGORIES, Account
+from train.memory.account import CATEGORIES, HEADINGS, Account
 from train.pictures import COLOURS, INK, PAPER, RULE, save_picture
 
 MiB = 2**20
@@ -25,7 +25,7 @@ def draw_charts(account: Account, folder: Path) -> None:
 def timeline(account: Account, by: str) -> Image.Image:
     """Bytes alive at each birth and death, stacked by "category" or "component", with phases marked."""
     labels = np.array(getattr(account, by))
-    names = [c for c in CATEGORIES if c in labels] if by == "category" else list(dict.fromkeys(labels))
+    names = [c for c in CATEGORIES if c in labels] if by == "category" else list(account.table(0))
     start = next(s.born for s in account.storages if s.phase in ("inputs", "sampling"))
     layers = np.stack([account.live(of=labels == name)[start:] for name in names])
     total = layers.sum(0)
@@ -33,53 +33,68 @@ def timeline(account: Account, by: str) -> Image.Image:
     font = ImageFont.load_default(12)
     canvas = Image.new("RGB", SIZE, PAPER)
     draw = ImageDraw.Draw(canvas)
-    left, right, top, bottom = 70, SIZE[0] - 16, 30, SIZE[1] - 60
+    left, right, top, bottom = 84, SIZE[0] - 16, 34, SIZE[1] - 74
+    scale = (bottom - top) / highest
     edges = np.linspace(0, length, right - left + 1).astype(int)
     for x, (first, last) in enumerate(pairwise(edges), start=left):
         moment = first + int(total[first : max(last, first + 1)].argmax())  # the highest one in this column
-        heights = layers[:, moment].cumsum() / highest * (bottom - top)
+        heights = layers[:, moment].cumsum() * scale
         for i in reversed(range(len(names))):
             draw.line([(x, bottom), (x, bottom - heights[i])], PALETTE[i % len(PALETTE)])
-    for tick in np.linspace(0, highest, 6):
-        y = bottom - tick / highest * (bottom - top)
+    for tick in range(0, highest + 1, _round_step(highest)):
+        y = bottom - tick * scale
         draw.line([(left - 4, y), (left, y)], INK)
-        draw.text((left - 6, y), f"{tick / MiB:,.0f}", INK, font, anchor="rm")
+        draw.text((left - 8, y), f"{tick / MiB:,.0f} MiB", INK, font, anchor="rm")
     changes = [s for before, s in pairwise(account.storages) if s.born >= start and s.phase != before.phase]
-    for i, storage in enumerate(changes):
-        x = left + (storage.born - start) / length * (right - left)
-        draw.line([(x, top), (x, bottom)], RULE)
-        draw.text((x + 2, bottom + 4 + 13 * (i % 2)), storage.phase, INK, font)
-    title = f"MiB alive through one step, by {by}; the peak is {highest / MiB:,.0f} (predicted)"
-    draw.text((left, 8), title, INK, font)
-    _legend(draw, names, left, SIZE[1] - 24)
+    borders = [left + (s.born - start) / length * (right - left) for s in changes] + [right]
+    for storage, (x, end) in zip(changes, pairwise(borders), strict=True):
+        draw.line([(x, top), (x, bottom + 4)], RULE)
+        if end - x > font.getlength(storage.phase):  # others pass in no time
+            draw.text(((x + end) / 2, bottom + 6), storage.phase, INK, font, anchor="mt")
+    draw.text(((left + right) / 2, bottom + 22), "time, in births and deaths of tensors", INK, font, anchor="mt")
+    title = f"Memory alive through one step, by {by}; at most {highest / MiB:,.0f} MiB (predicted)"
+    draw.text((left, 10), title, INK, font)
+    _legend(draw, [HEADINGS.get(name, name) for name in names], left, SIZE[1] - 24)
     return canvas
+
+
+def _round_step(highest: int) -> int:
+    """1, 2 or 5 times a power of ten MiB (or 1 MiB), so that about five of it make the highest."""
+    wanted = max(highest / 5 / MiB, 1)
+    power = 10 ** int(np.log10(wanted))
+    return int(min((m * power for m in (1, 2, 5, 10)), key=lambda step: abs(step - wanted))) * MiB
 
 
 def _legend(draw: ImageDraw.ImageDraw, names: Sequence[str], left: int, y: int) -> None:
     for i, name in enumerate(names):
-        x = left + i * 125
+        x = left + i * 140
         draw.rectangle([x, y + 2, x + 10, y + 12], PALETTE[i % len(PALETTE)])
         draw.text((x + 14, y), name, INK, ImageFont.load_default(12))
 
 
 def bars(account: Account, count: int = 30) -> Image.Image:
     """The modules that hold most at the peak, down to the block, stacked by category."""
-    modules = account.modules(account.peak().clock)
-    largest = sorted(modules.items(), key=lambda item: -sum(item[1].values()))[:count]
+    peak = account.peak()
+    modules = account.modules(peak.clock)
+    held = sorted(modules.items(), key=lambda item: -sum(item[1].values()))
+    largest = [(name, row) for name, row in held[:count] if sum(row.values()) > peak.bytes / 1000]
+    used = [c for c in CATEGORIES if any(row[c] for _, row in largest)]
+    rest = peak.bytes - sum(sum(row.values()) for _, row in largest)
     font = ImageFont.load_default(12)
     left, line = 240, 18
-    canvas = Image.new("RGB", (SIZE[0], 60 + line * len(largest)), PAPER)
+    canvas = Image.new("RGB", (SIZE[0], 74 + line * len(largest)), PAPER)
     draw = ImageDraw.Draw(canvas)
-    draw.text((10, 8), "MiB alive at the peak, by module (predicted)", INK, font)
+    title = f"MiB alive at the peak, by module (predicted); all others together {rest / MiB:,.1f}"
+    draw.text((10, 8), title, INK, font)
     widest = max(sum(row.values()) for _, row in largest)
     for i, (name, row) in enumerate(largest):
-        y, x = 30 + line * i, float(left)
+        y, x = 32 + line * i, float(left)
         draw.text((left - 6, y + 7), name, INK, font, anchor="rm")
-        for j, category in enumerate(CATEGORIES):
+        for j, category in enumerate(used):
             width = row[category] / widest * (SIZE[0] - left - 70)
             if width:
                 draw.rectangle([x, y, x + width, y + 13], PALETTE[j])
             x += width
         draw.text((x + 5, y + 7), f"{sum(row.values()) / MiB:,.1f}", INK, font, anchor="lm")
-    _legend(draw, CATEGORIES, 10, canvas.height - 22)
+    _legend(draw, [HEADINGS[name] for name in used], 10, canvas.height - 24)
     return canvas

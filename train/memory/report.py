@@ -6,7 +6,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from train.memory.account import CATEGORIES, Account
+from train.memory.account import CATEGORIES, HEADINGS, Account
 from train.memory.allocator import served
 from train.memory.cards import CARDS, CardType
 from train.memory.components import Component, without_effect
@@ -29,8 +29,6 @@ from train.memory.setting import Setting
 MiB, GiB = 2**20, 2**30
 MEDIUM_UNET, VAE = 139_680_132, 42_928_871  # parameters
 PREDICTED = "predicted: no GPU has confirmed these figures"
-KINDS = dict(zip(CATEGORIES, ("weights", "gradients", "optimizer state", "half copies", "kept for backward",
-                              "temporaries"), strict=True))  # fmt: skip
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -50,6 +48,22 @@ def mib(count: int) -> str:
 
 def gib(count: int) -> str:
     return f"{count / GiB:.2f}"
+
+
+def title(setting: Setting, card: CardType | None) -> str:
+    """What is asked, in one line."""
+    training, config = setting.training, setting.config
+    words = [f"stage {setting.stage}", f"batch {training.batch_size}"]
+    if setting.stage != "sample":
+        # fmt: off
+        words += [f"x {training.gradient_accumulation_steps} accumulated", f"precision {training.mixed_precision}",
+                  f"checkpointing {'on' if training.gradient_checkpointing else 'off'}",
+                  f"AdamW {setting.optimizer}", *([f"over {setting.ranks} cards"] if setting.ranks > 1 else [])]
+        # fmt: on
+    if setting.stage == "ldm":
+        words.append("cached latents" if config.latents.cache_latents else "latents in the loop")
+    where = f"on {card.name}" if card else "on any card"
+    return f"## Memory {where}: {', '.join(words)}"
 
 
 # ---- what follows from shapes
@@ -101,7 +115,7 @@ def by_component(account: Account, clock: int) -> str:
     rows = [[name, *(mib(row[c]) for c in CATEGORIES), mib(sum(row.values()))] for name, row in sums.items()]
     totals = [sum(row[c] for row in sums.values()) for c in CATEGORIES]
     rows.append(["total", *map(mib, totals), mib(sum(totals))])
-    return table(("MiB at the peak", *KINDS.values(), "total"), rows)
+    return table(("MiB at the peak", *HEADINGS.values(), "total"), rows)
 
 
 def peak_in_words(account: Account) -> str:
@@ -112,7 +126,7 @@ def peak_in_words(account: Account) -> str:
             f"The peak of each phase, GiB: {phases}.",
             "The largest tensors alive then, beside weights and what is made of them:\n"]  # fmt: skip
     for size, storage in account.largest(peak.clock, 5):
-        what = f"{KINDS[storage.category or 'temporaries']}, {storage.phase}, {storage.operator} {storage.module}"
+        what = f"{HEADINGS[storage.category or 'temporaries']}, {storage.phase}, {storage.operator} {storage.module}"
         text.append(f"- {mib(size)} MiB: {what}".rstrip())
     return "\n".join(text)
 
