@@ -25,6 +25,7 @@ from train.memory.plan import (
     runs,
 )  # fmt: skip
 from train.memory.setting import Setting
+from train.memory.stages import trace
 
 MiB = 2**20
 SMALL_CARD = CardType("imaginary", 4.0, (7, 5), "")
@@ -186,3 +187,14 @@ def test_births_and_deaths_are_in_order():
     account: Account = account_of(Setting(config_of("light")))
     assert (np.diff(account.born) > 0).all()
     assert (account.died > account.born).all()
+
+
+@pytest.mark.parametrize("stage", ["ldm", "vae"])
+def test_what_is_written_down_again_is_what_a_run_of_its_own_takes(stage):
+    config = config_of("demo")
+    first, again = (Account(trace(Setting(config, stage).with_training(batch_size=4))) for _ in range(2))
+    fresh = Account(trace(Setting(config, stage, users=30 if stage == "ldm" else 32).with_training(batch_size=4)))
+    assert np.array_equal(first.bytes, again.bytes)
+    for other in (again, fresh):  # another number of users stands for itself, and runs the same operators
+        assert np.array_equal(first.born, other.born)
+        assert np.array_equal(first.died, other.died)

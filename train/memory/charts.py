@@ -1,6 +1,5 @@
 """The account in pictures: live memory through one step, and what each module holds at the peak."""
 
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,6 +26,7 @@ def timeline(account: Account, by: str) -> Image.Image:
     labels = np.array(getattr(account, by))
     names = [c for c in CATEGORIES if c in labels] if by == "category" else list(account.table(0))
     start = next(s.born for s in account.storages if s.phase in ("inputs", "sampling"))
+    colours = [PALETTE[(CATEGORIES if by == "category" else names).index(name) % len(PALETTE)] for name in names]
     layers = np.stack([account.live(of=labels == name)[start:] for name in names])
     total = layers.sum(0)
     highest, length = int(total.max()), len(total)
@@ -40,7 +40,7 @@ def timeline(account: Account, by: str) -> Image.Image:
         moment = first + int(total[first : max(last, first + 1)].argmax())  # the highest one in this column
         heights = layers[:, moment].cumsum() * scale
         for i in reversed(range(len(names))):
-            draw.line([(x, bottom), (x, bottom - heights[i])], PALETTE[i % len(PALETTE)])
+            draw.line([(x, bottom), (x, bottom - heights[i])], colours[i])
     for tick in range(0, highest + 1, _round_step(highest)):
         y = bottom - tick * scale
         draw.line([(left - 4, y), (left, y)], INK)
@@ -54,7 +54,7 @@ def timeline(account: Account, by: str) -> Image.Image:
     draw.text(((left + right) / 2, bottom + 22), "time, in births and deaths of tensors", INK, font, anchor="mt")
     title = f"Memory alive through one step, by {by}; at most {highest / MiB:,.0f} MiB (predicted)"
     draw.text((left, 10), title, INK, font)
-    _legend(draw, [HEADINGS.get(name, name) for name in names], left, SIZE[1] - 24)
+    _legend(draw, dict(zip(names, colours, strict=True)), left, SIZE[1] - 24)
     return canvas
 
 
@@ -65,11 +65,11 @@ def _round_step(highest: int) -> int:
     return int(min((m * power for m in (1, 2, 5, 10)), key=lambda step: abs(step - wanted))) * MiB
 
 
-def _legend(draw: ImageDraw.ImageDraw, names: Sequence[str], left: int, y: int) -> None:
-    for i, name in enumerate(names):
+def _legend(draw: ImageDraw.ImageDraw, colours: dict[str, tuple[int, int, int]], left: int, y: int) -> None:
+    for i, (name, colour) in enumerate(colours.items()):
         x = left + i * 140
-        draw.rectangle([x, y + 2, x + 10, y + 12], PALETTE[i % len(PALETTE)])
-        draw.text((x + 14, y), name, INK, ImageFont.load_default(12))
+        draw.rectangle([x, y + 2, x + 10, y + 12], colour)
+        draw.text((x + 14, y), HEADINGS.get(name, name), INK, ImageFont.load_default(12))
 
 
 def bars(account: Account, count: int = 30) -> Image.Image:
@@ -78,7 +78,8 @@ def bars(account: Account, count: int = 30) -> Image.Image:
     modules = account.modules(peak.clock)
     held = sorted(modules.items(), key=lambda item: -sum(item[1].values()))
     largest = [(name, row) for name, row in held[:count] if sum(row.values()) > peak.bytes / 1000]
-    used = [c for c in CATEGORIES if any(row[c] for _, row in largest)]
+    colours = dict(zip(CATEGORIES, PALETTE, strict=False))
+    used = {c: colour for c, colour in colours.items() if any(row[c] for _, row in largest)}
     rest = peak.bytes - sum(sum(row.values()) for _, row in largest)
     font = ImageFont.load_default(12)
     left, line = 240, 18
@@ -90,11 +91,11 @@ def bars(account: Account, count: int = 30) -> Image.Image:
     for i, (name, row) in enumerate(largest):
         y, x = 32 + line * i, float(left)
         draw.text((left - 6, y + 7), name, INK, font, anchor="rm")
-        for j, category in enumerate(used):
+        for category, colour in used.items():
             width = row[category] / widest * (SIZE[0] - left - 70)
             if width:
-                draw.rectangle([x, y, x + width, y + 13], PALETTE[j])
+                draw.rectangle([x, y, x + width, y + 13], colour)
             x += width
         draw.text((x + 5, y + 7), f"{sum(row.values()) / MiB:,.1f}", INK, font, anchor="lm")
-    _legend(draw, [HEADINGS[name] for name in used], 10, canvas.height - 24)
+    _legend(draw, used, 10, canvas.height - 24)
     return canvas

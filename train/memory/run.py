@@ -8,7 +8,7 @@ checkpointing: it is traced once for all runs that have it in common.
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -50,6 +50,9 @@ class Unrecorded:
     def continued(self, card: Card) -> "Unrecorded":
         return self
 
+    def again(self, memory: dict, key, part: Callable[[], object]) -> None:
+        part()
+
     def __enter__(self):
         return self
 
@@ -69,6 +72,8 @@ class Standing:
     ema: EMA | None = None
     optimizer: torch.optim.Optimizer | None = None
     adversary: Adversary | None = None
+    pictures: dict = field(default_factory=dict)
+    """What drawing pictures takes, by the kernel of attention: the same after every step."""
 
     @property
     def averaged(self) -> nn.Module:

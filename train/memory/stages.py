@@ -106,7 +106,7 @@ def _ldm_step(setting: Setting, run: Run) -> None:
         denoising_loss(averaged, schedule, config.ldm_loss, x0, rows, held_out)
         del held_out, x0, rows
     with run.trace.during("pictures"):
-        _generate(setting, averaged, vae)
+        run.trace.again(standing.pictures, setting.attention, lambda: _generate(setting, averaged, vae))
 
 
 def _vae_step(setting: Setting, run: Run) -> None:
@@ -129,9 +129,13 @@ def _vae_step(setting: Setting, run: Run) -> None:
             run.trace.label_gradients(adversary.discriminator.parameters())
     if not setting.validates:
         return
-    with run.trace.during("pictures"), torch.no_grad():
+
+    def reconstruct() -> None:
         batch = torch.zeros(PICTURE_BATCH, *pixels).to(run.device)
         standing.averaged.decode(standing.averaged.encode(batch).mode())
+
+    with run.trace.during("pictures"), torch.no_grad():
+        run.trace.again(standing.pictures, setting.attention, reconstruct)
 
 
 def _sampling(setting: Setting, run: Run) -> None:

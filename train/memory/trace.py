@@ -11,7 +11,7 @@ whose forward made the autograd node that runs: nodes are numbered as they are m
 import gc
 import weakref
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -66,6 +66,20 @@ class Trace(TorchDispatchMode):
         other.storages, other.clock, other._names = self.storages.copy(), self.clock, self._names
         other._alive = self._left.copy()
         return other
+
+    def again(self, memory: dict, key, part: Callable[[], object]) -> None:
+        """Run `part`, which leaves nothing behind; if it was run under this key before, write down the same again."""
+        if key not in memory:
+            first, start = len(self.storages), self.clock
+            part()
+            memory[key] = (self.storages[first:], start, self.clock - start)
+            return
+        storages, start, ticks = memory[key]
+        later = self.clock - start
+        for s in storages:
+            born, died = s.born + later, s.died + later
+            self.storages.append(Storage(s.bytes, s.phase, s.operator, s.module, born, died, s.category))
+        self.clock += ticks
 
     # ---- what the run tells
 
