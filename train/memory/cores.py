@@ -1,5 +1,6 @@
 """Independent questions, answered on all cores."""
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -15,6 +16,7 @@ def on_all_cores(questions: Sequence[Callable[[], object]]) -> list:
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
     if cores == 1:
         return [question() for question in questions]
+    gc.freeze()  # what is here already need not be looked at again, nor copied
     with multiprocessing.get_context("fork").Pool(
         min(cores, len(questions)), initializer=_remember, initargs=(questions,)
     ) as pool:

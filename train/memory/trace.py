@@ -131,6 +131,7 @@ class Trace(TorchDispatchMode):
             register_module_forward_pre_hook(self._enter_module),
             register_module_forward_hook(self._leave_module, always_call=True),
         )
+        self._collects = gc.isenabled()
         gc.disable()  # so that nothing dies later than its last reference
         self.card.__enter__()
         return super().__enter__()
@@ -138,7 +139,8 @@ class Trace(TorchDispatchMode):
     def __exit__(self, *error):
         super().__exit__(*error)
         self.card.__exit__(*error)
-        gc.enable()
+        if self._collects:
+            gc.enable()
         self._left, self._alive = self._alive, {}  # what is alive now is alive at the end
         for hook in self._hooks:
             hook.remove()
