@@ -11,9 +11,9 @@ from tests.tiny import tiny, tiny_images, tiny_vae
 from train.checkpoint import save_checkpoint
 from train.errors import UserError
 from train.latents import measure_scaling
-from train.memory.allocator import replay
+from train.memory.allocator import served
 from train.memory.plan import account_of
-from train.memory.stages import Setting
+from train.memory.setting import Setting
 from train.preflight import plan_micro_batch, require_disk, require_sane_latents
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -94,7 +94,7 @@ def needs() -> dict[int, tuple[int, int]]:
     for pieces in (1, 2, 3, 4):
         setting = Setting(tiny(), "ldm", 3).with_training(batch_size=120 // pieces, gradient_accumulation_steps=pieces)
         account = account_of(setting)
-        found[pieces] = account.peak().bytes, replay(account).peak_reserved
+        found[pieces] = account.peak().bytes, served(account).peak_reserved
     return found
 
 

@@ -19,9 +19,8 @@ from train.errors import UserError
 from train.latents import measure_scaling
 from train.loop import TrainingConfig
 from train.memory.account import Account
-from train.memory.allocator import OutOfMemory, replay
-from train.memory.plan import account_of
-from train.memory.stages import Setting
+from train.memory.plan import account_of, fits_in
+from train.memory.setting import Setting
 from train.split import evenly
 
 GiB = 2**30
@@ -81,7 +80,7 @@ def plan_micro_batch(config: Config, stage: str, users: int, device: torch.devic
 
     pieces = training.gradient_accumulation_steps
     if training.auto_batch:
-        pieces = 1 + bisect_left(range(1, training.window), True, key=lambda n: _fits(account(n), free))
+        pieces = 1 + bisect_left(range(1, training.window), True, key=lambda n: fits_in(account(n), free))
     planned, size = account(pieces), -(-training.window // pieces)
     needed = planned.peak().bytes
     figures = f"{size} images at once need {needed / GiB:.2f} GiB (predicted), {free / GiB:.2f} GiB are free"
@@ -90,14 +89,6 @@ def plan_micro_batch(config: Config, stage: str, users: int, device: torch.devic
             f"the card's memory: {figures}; {'' if training.auto_batch else 'set auto_batch to true, or '}set "
             "gradient_checkpointing to true, or use a smaller model (python -m train.memcheck has advice)"
         )
-    unsure = "" if _fits(planned, free) else "; torch's allocator may need more than that, and this may not fit"
+    unsure = "" if fits_in(planned, free) else "; torch's allocator may need more than that, and this may not fit"
     print(f"memory: {figures}{unsure}", file=sys.stderr)
     return size
-
-
-def _fits(account: Account, free: int) -> bool:
-    try:
-        replay(account, limit=free)
-    except OutOfMemory:
-        return False
-    return True

@@ -45,7 +45,12 @@ def room(card: CardType) -> int:
 
 
 def fits(account: Account, card: CardType) -> bool:
-    return served(account).peak_reserved <= room(card) or _serves(Replay(account), account.bytes, room(card))
+    return fits_in(account, room(card))
+
+
+def fits_in(account: Account, limit: int) -> bool:
+    """Whether the allocator can serve this trace with `limit` bytes."""
+    return served(account).peak_reserved <= limit or _serves(Replay(account), account.bytes, limit)
 
 
 def _serves(replay: Replay, sizes: np.ndarray, limit: int) -> bool:

@@ -13,7 +13,17 @@ from train.memory.components import Component, without_effect
 from train.memory.cores import on_all_cores
 from train.memory.outside import lines
 from train.memory.plan import (  # fmt: skip
-    Growth, account_of, alone, cheapest_that_fits, fits, fits_traced, largest_batches, levers, on_card, room, runs,
+    Growth,
+    account_of,
+    alone,
+    cheapest_that_fits,
+    fits,
+    fits_traced,
+    largest_batches,
+    levers,
+    on_card,
+    room,
+    runs,
 )  # fmt: skip
 from train.memory.setting import Setting
 

@@ -33,6 +33,11 @@ class Setting:
         section = "vae_training" if self.stage == "vae" else "ldm_training"
         return replace(self, config=replace(self.config, **{section: replace(self.training, **changes)}))
 
+    def in_pieces_of(self, batch_size: int) -> "Setting":
+        """The same window, cut into micro-batches of this size."""
+        pieces = -(-self.training.window // batch_size)
+        return self.with_training(batch_size=batch_size, gradient_accumulation_steps=pieces)
+
     def with_latents(self, cached: bool) -> "Setting":
         return replace(self, config=replace(self.config, latents=replace(self.config.latents, cache_latents=cached)))
 
