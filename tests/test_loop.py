@@ -304,3 +304,16 @@ def test_a_command_that_was_stopped_says_so_and_exits_with_its_status(capsys):
 def test_a_run_of_no_hours_is_refused(hours):
     with pytest.raises(ValueError, match="max_hours must be positive"):
         training("x", max_hours=hours)
+
+
+def test_the_speed_is_that_of_training_without_validation_and_saving(tmp_path, monkeypatch):
+    clock = [0.0]
+
+    def pass_time(seconds: float) -> float:
+        clock[0] += seconds
+        return 1.0
+
+    monkeypatch.setattr("train.loop.time.perf_counter", lambda: clock[0])
+    Run(tmp_path, 20, before=lambda _: pass_time(2), score=lambda _: pass_time(100), sample_interval=5)()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["images_per_second"] for line in lines if "images_per_second" in line] == [3.0, 3.0]  # of 6 in 2 s

@@ -146,18 +146,18 @@ def train(
                 bar.set_postfix_str(
                     f"loss {result.losses['loss']:.4f}, {speed:.1f} images/s, {memory / 2**30:.2f} GiB", refresh=False
                 )
-            better = False
+            better, paused = False, time.perf_counter()
             if step % config.sample_interval == 0 or step == total_steps:
                 metrics = parallel.on_main(partial(validate, step))
                 log.write(step, **metrics)
                 log.draw_curves(title, *curves)
                 better = best.improved_by(metrics)
-                logged_time = time.perf_counter()
             reason = next(filter(None, parallel.gather(stop.reason())), None)  # of any process, in all of them
             if step % config.save_interval == 0 or step == total_steps or better or reason:
                 saved = {name: part.state_dict() for name, part in state.items()}
                 save = partial(save_checkpoint, checkpoints, step, saved, config.keep_checkpoints, better)
                 parallel.on_main(save)
+            logged_time += time.perf_counter() - paused  # the speed is that of training
             if reason:
                 why, status = reason
                 raise Stopped(f"{title}: {why}: saved after step {step} of {total_steps}; start again to go on", status)
