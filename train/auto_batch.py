@@ -13,6 +13,7 @@ import torch
 
 from train.errors import UserError
 from train.loop import TrainingConfig
+from train.progress import say
 
 T = TypeVar("T")
 
@@ -50,10 +51,10 @@ class MicroBatch:
                 "batch_size and twice the gradient_accumulation_steps, or gradient_checkpointing true: the run goes on"
             )
         was, self.size = self.size, -(-self.size // 2)
-        print(
+        say(
             f"out of memory: {self.size} images at once from here on, not {was}, in {-(-self.window // self.size)} "
             f"micro-batches; a step is still of {self.window} images, and this one is taken again",
-            file=sys.stderr,
+            sys.stderr,
         )
 
     def state_dict(self) -> dict[str, int]:

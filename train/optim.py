@@ -51,6 +51,11 @@ def make_adamw(parameters: Iterable[nn.Parameter], config: OptimConfig, shard: b
     return make(parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
 
 
+def kept_here(optimizer: torch.optim.Optimizer) -> dict:
+    """The state that this process keeps, by parameter: all of it, or its share."""
+    return getattr(optimizer, "optim", optimizer).state
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate

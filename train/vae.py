@@ -123,7 +123,8 @@ def train_vae(
     if adversary:
         state["adversary"] = adversary
     curves = ("loss", "reconstruction", "validation_psnr")
-    setting = Setting(replace(config, vae=vae.config), "vae").in_pieces_of(micro_batch.size)
+    ranks = parallel.world_size() if training.shard_optimizer else 1
+    setting = Setting(replace(config, vae=vae.config), "vae", ranks=ranks).in_pieces_of(micro_batch.size)
     models, optimizers = [vae, ema.model], [optimizer]
     if adversary:
         models, optimizers = [*models, adversary.discriminator], [*optimizers, adversary.optimizer]

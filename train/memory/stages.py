@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from diffusion.schedule import make_schedule
 from nets.perceptual import VGG16Distance
 from nets.vae import AutoencoderKL
+from train import parallel
 from train.denoising import denoising_loss, draw_training_window, draw_validation_window
 from train.generate import generate
 from train.latents import scaled_latents
@@ -31,8 +32,9 @@ TRACED_SAMPLING_STEPS = 2
 
 def trace(setting: Setting) -> Trace:
     """The storages of one step of this run, from its models on."""
-    run = begin(setting)
-    take_step(run, setting)
+    with parallel.alone():
+        run = begin(setting)
+        take_step(run, setting)
     return run.trace
 
 

@@ -19,6 +19,8 @@ from train.memory.components import size
 from train.memory.outside import cublas
 from train.memory.plan import account_of, on_card
 from train.memory.setting import Setting
+from train.optim import kept_here
+from train.progress import say
 from train.step import StepResult
 
 WINDOWS = 3  # after which the peak is that of every later step
@@ -67,7 +69,7 @@ def live(models: list[nn.Module], optimizers: list[torch.optim.Optimizer]) -> di
     """The same, counted in the tensors that are there."""
     weights = {t.data_ptr(): t for model in models for t in (*model.parameters(), *model.buffers())}
     stepped = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
-    states = [t for optimizer in optimizers for state in optimizer.state.values() for t in state.values()]
+    states = [t for optimizer in optimizers for state in kept_here(optimizer).values() for t in state.values()]
     return {
         "weights": size(weights.values()),
         "gradients": size(p.grad for p in stepped if p.grad is not None),
@@ -79,7 +81,7 @@ def compare(predicted: dict[str, int], measured: dict[str, int]) -> None:
     """Print both, and a warning for each that differs too much."""
     both = ", ".join(f"{name} {measured[name] / MiB:,.1f} ({predicted[name] / MiB:,.1f})" for name in measured)
     unseen = "" if "peak" in measured else "; a peak of tensors alone cannot be seen on the CPU"
-    print(f"Memory in MiB, measured (predicted): {both}{unseen}")
+    say(f"Memory in MiB, measured (predicted): {both}{unseen}")
     for name, count in measured.items():
         if abs(count - predicted[name]) > TOLERANCE * max(count, 1):
-            print(f"warning: {name}: {count:,} bytes measured, {predicted[name]:,} predicted", file=sys.stderr)
+            say(f"warning: {name}: {count:,} bytes measured, {predicted[name]:,} predicted", sys.stderr)
