@@ -202,18 +202,27 @@ def test_a_wrong_value_is_refused_in_a_sentence_that_names_the_flag(arguments, w
         command("ldm", *arguments)
 
 
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (UserError("the file is not there"), "the file is not there"),
+        (torch.OutOfMemoryError("tried to allocate 9 GiB.\nMore."), "out of memory: tried to allocate 9 GiB.; "),
+    ],
+)
 def test_a_command_ends_with_a_sentence_and_status_2_and_shows_a_traceback_only_when_asked(
-    capsys, monkeypatch
+    capsys, monkeypatch, error, sentence
 ):
     def fails(_):
-        raise UserError("the file is not there")
+        raise error
 
     with pytest.raises(SystemExit) as caught:
         cli.run(fails)
     assert caught.value.code == 2
-    assert capsys.readouterr().err == "error: the file is not there\n"
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {sentence}")
+    assert said.count("\n") == 1
     monkeypatch.setattr("sys.argv", ["x", "--debug"])
-    with pytest.raises(UserError):
+    with pytest.raises(type(error)):
         cli.run(fails)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+import torch
+
 from train import parallel, strict_yaml
 from train.config import Config
 from train.errors import UserError, nearest, one_line
@@ -111,6 +113,12 @@ def run(main: Callable[[list[str] | None], int | None]) -> None:
             raise
         where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
         print(one_line(f"error: {where}{getattr(error, 'strerror', None) or error}"), file=sys.stderr)
+        sys.exit(2)
+    except torch.OutOfMemoryError as error:  # outside a step, where no smaller micro-batch helps
+        if "--debug" in sys.argv:
+            raise
+        reason = str(error).partition("\n")[0]
+        print(f"error: out of memory: {reason}; python -m train.memcheck shows what takes how much", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; started again, it goes on from its last checkpoint", file=sys.stderr)
