@@ -103,7 +103,8 @@ def half_written(checkpoints: Path) -> set[str]:
 def assert_same_end(whole: Path, killed: Path) -> None:
     """All files of the final model, all that the last checkpoint holds, and the curves."""
     ours, theirs = (contents(folder / "run/final_model") for folder in (whole, killed))
-    assert [name for name in ours | theirs if ours.get(name) != theirs.get(name)] == []
+    differing = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
+    assert not differing, f"{killed}: not as in {whole}: {', '.join(differing)}"
     ours, theirs = (load_latest(folder / "run/checkpoints") for folder in (whole, killed))
     assert ours.path.name == theirs.path.name
     assert list(leaves(ours.state)) == list(leaves(theirs.state))

@@ -7,7 +7,10 @@ import pickle
 import random
 import resource
 import shutil
+import subprocess
+import sys
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -283,6 +286,23 @@ def test_a_checkpoint_that_carries_code_is_refused_and_runs_nothing(tmp_path, le
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_what_a_killed_write_has_left_goes_with_the_next_one(tmp_path):
+    """It was found by killing trainings: a temporary file stayed in a final model for ever."""
+    script = """if True:
+        import os, sys, pathlib
+        from train.files import replacing
+        with replacing(pathlib.Path(sys.argv[1])) as temporary:
+            temporary.write_text("half")
+            os._exit(9)
+    """
+    path = tmp_path / "config.json"
+    done = subprocess.run([sys.executable, "-c", script, str(path)], cwd=Path(__file__).parent.parent, check=False)
+    assert done.returncode == 9
+    assert [p.name for p in tmp_path.iterdir()] != []
+    write_json(path, {"whole": True})
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
 def test_no_damage_to_a_file_of_tensors_ends_in_anything_but_a_sentence(tmp_path):
     """Bytes changed at random and cut off, seeded: UserError, or tensors."""
     chance = random.Random(0)

@@ -28,7 +28,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     UserError where the disk is full or the folder cannot be written to; `path` is then as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # always the same: what a killed process has left is written over
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

@@ -16,7 +16,6 @@ Letters: `N` times (s), `S` scatterers, `R` rows or columns of a picture. Axes: 
 """
 
 import math
-import os
 import shutil
 from dataclasses import dataclass
 from itertools import islice
@@ -297,7 +296,8 @@ def main(argv: list[str] | None = None) -> None:
     output = args.output_dir.absolute()
     if not is_free(output):
         raise UserError(f"{args.output_dir}: is not an empty folder; delete it or name another --output_dir")
-    part = output.with_name(f".{output.name}.{os.getpid()}.part")  # renamed when whole
+    part = output.with_name(f".{output.name}.part")  # renamed when whole
+    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
     try:
         part.mkdir(parents=True)
     except OSError as error:
