@@ -693,8 +693,8 @@ LINES = {
     "memcheck --config tiny.yaml --stage train":
         "argument --stage: invalid choice: 'train' (choose from ...",
     "memcheck --config tiny.yaml --gpu T44": (
-        "--gpu T44: not a known card (did you mean T4?): P100, T4, V100-16GB, V100-32GB, RTX3060, RTX3090, "
-        "RTX4090, A10, L4, A100-40GB, A100-80GB, H100, H200"
+        "--gpu T44: not a known card (did you mean T4?): P100, T4, V100-16GB, V100-32GB, RTX3060, RTX4090, A10, L4, "
+        "A100-40GB, A100-80GB, H100, H200"
     ),
     "memcheck --config tiny.yaml --users 0": "--users and --ranks must be at least 1",
     "memcheck --config tiny.yaml --csv tiny.yaml/new": "tiny.yaml/new: Not a directory",
