@@ -62,10 +62,12 @@ def _stand(setting: Setting) -> Standing:
                 if config.vae_loss.adversarial_weight
                 else None
             )
-            parts = {"VAE": vae, "discriminator": adversary and adversary.discriminator, "VGG16": vgg16}
-            parts = {name: part for name, part in parts.items() if part}
-            return stand(setting, parts, vae, list(vae.parameters()), adversary)
-        model = build_denoiser(config, setting.users)
+        else:
+            model = build_denoiser(config, setting.users)
+    if setting.stage == "vae":
+        parts = {"VAE": vae, "discriminator": adversary and adversary.discriminator, "VGG16": vgg16}
+        parts = {name: part for name, part in parts.items() if part}
+        return stand(setting, parts, vae, list(vae.parameters()), adversary)
     vae.requires_grad_(False)
     parts = {"VAE": vae, "UNet": model.unet, "user encoder": model.user_encoder}
     if setting.stage == "sample":
