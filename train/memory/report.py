@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from textwrap import fill
 
 from train.memory.account import CATEGORIES, HEADINGS, Account
 from train.memory.allocator import served
@@ -28,19 +29,21 @@ from train.memory.plan import (  # fmt: skip
 from train.memory.setting import Setting
 
 MiB, GiB = 2**20, 2**30
+WIDTH = 120  # of a console
 MEDIUM_UNET, VAE = 139_680_132, 42_928_871  # parameters
 PREDICTED = "predicted: no GPU has confirmed these figures"
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, its columns as wide as they need to be; the first to the left, the others to the right."""
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[str] = ()) -> str:
+    """A Markdown table, its columns as wide as they need to be: numbers to the right, `words` and the first left."""
+    left = [i == 0 or heading in words for i, heading in enumerate(headings)]
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    rule = ["-" * width if first else "-" * (width - 1) + ":" for first, width in zip(left, widths, strict=True)]
     lines = []
     for row in (headings, rule, *rows):
-        first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        lines.append(" | ".join(["| " + first.strip().ljust(widths[0]), *others]) + " |")
-    return "\n".join(lines)
+        columns = zip(row, left, widths, strict=True)
+        lines.append(" | ".join(cell.ljust(width) if first else cell.rjust(width) for cell, first, width in columns))
+    return "\n".join(f"| {line} |" for line in lines)
 
 
 def mib(count: int) -> str:
@@ -123,8 +126,8 @@ def peak_in_words(account: Account) -> str:
     peak = account.peak()
     where = f"operator {peak.operator}" + (f" in {peak.module}" if peak.module else "")
     phases = ", ".join(f"{name} {gib(account.peak(name).bytes)}" for name in account.phases())
-    text = [f"Peak: {peak.bytes:,} bytes = {gib(peak.bytes)} GiB, in the phase {peak.phase}, {where}.",
-            f"The peak of each phase, GiB: {phases}.",
+    text = [fill(f"Peak: {peak.bytes:,} bytes = {gib(peak.bytes)} GiB, in the phase {peak.phase}, {where}.", WIDTH),
+            fill(f"The peak of each phase, GiB: {phases}.", WIDTH),
             "The largest tensors alive then, beside weights and what is made of them:\n"]  # fmt: skip
     for size, storage in account.largest(peak.clock, 5):
         what = f"{HEADINGS[storage.category or 'temporaries']}, {storage.phase}, {storage.operator} {storage.module}"
@@ -134,8 +137,11 @@ def peak_in_words(account: Account) -> str:
 
 def beside(account: Account, card: CardType | None) -> str:
     """What no tensor of the program is, and no row of the table holds."""
-    rows = [(line.name, "?" if line.bytes is None else mib(line.bytes), line.source) for line in lines(account, card)]
-    return table(("beside the tensors, never added to them", "MiB", "where that is from"), rows)
+    found = lines(account, card)
+    rows = [(line.name, "?" if line.bytes is None else mib(line.bytes)) for line in found]
+    sources = [fill(f"- {line.name}: {line.source}", WIDTH, subsequent_indent="  ") for line in found]
+    beside = table(("beside the tensors, never added to them", "MiB"), rows)
+    return "\n".join([beside, "\nWhere that is from:\n", *sources])
 
 
 VARIANTS = {"largest_batch": "as it is", "largest_batch_checkpointed": "with checkpointing"}
@@ -224,7 +230,7 @@ def _peaks(setting: Setting) -> tuple[int, int]:
 
 def advice_table(rows: list[dict]) -> str:
     cells = [[row["lever"], mib(row["allocated"]), mib(row["reserved"]), row["cost"]] for row in rows]
-    return table(("lever, traced by itself", "saves MiB", "of what is reserved", "costs"), cells)
+    return table(("lever, traced by itself", "saves MiB", "of what is reserved", "costs"), cells, words=("costs",))
 
 
 # ---- for programs
