@@ -72,8 +72,8 @@ class Standing:
     ema: EMA | None = None
     optimizer: torch.optim.Optimizer | None = None
     adversary: Adversary | None = None
-    pictures: dict = field(default_factory=dict)
-    """What drawing pictures takes, by the kernel of attention: the same after every step."""
+    between: dict = field(default_factory=dict)
+    """What is run between steps (validation, pictures), as it was first traced: the same after every step."""
 
     @property
     def averaged(self) -> nn.Module:
