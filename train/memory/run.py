@@ -121,6 +121,8 @@ class Run:
             self.scaler = torch.amp.GradScaler("cpu", enabled=training.mixed_precision == "fp16")
         if standing.adversary:
             standing.adversary.scaler = copy.deepcopy(self.scaler)
+        for p in standing.trained:
+            p.grad = None  # an optimizer that has a share of them clears its own only
         standing.model.train(bool(standing.trained))
         set_checkpointing(standing.model, training.gradient_checkpointing)
 
