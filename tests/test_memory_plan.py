@@ -9,6 +9,7 @@ import pytest
 
 from tests.test_memory_closed_forms import config_of
 from train import memcheck
+from train.memory import stages
 from train.memory.account import Account
 from train.memory.allocator import MEDIUM_SEGMENT, SMALL_SEGMENT, CachingAllocator, OutOfMemory, Replay, served
 from train.memory.cards import CardType
@@ -190,11 +191,16 @@ def test_births_and_deaths_are_in_order():
 
 
 @pytest.mark.parametrize("stage", ["ldm", "vae"])
-def test_what_is_written_down_again_is_what_a_run_of_its_own_takes(stage):
-    config = config_of("demo")
-    first, again = (Account(trace(Setting(config, stage).with_training(batch_size=4))) for _ in range(2))
-    fresh = Account(trace(Setting(config, stage, users=30 if stage == "ldm" else 32).with_training(batch_size=4)))
-    assert np.array_equal(first.bytes, again.bytes)
-    for other in (again, fresh):  # another number of users stands for itself, and runs the same operators
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "fused"}, {"ranks": 2}, {"ema_on_card": False}])
+def test_what_is_written_down_again_is_what_a_run_of_its_own_takes(stage, changes):
+    setting = Setting(config_of("demo"), stage).with_training(batch_size=4)
+    trace(setting)
+    first, again = (Account(trace(replace(setting, **changes))) for _ in range(2))
+    for known in (stages._on_meta, stages._between):
+        known.cache_clear()
+    fresh = Account(trace(replace(setting, **changes)))
+    for other in (again, fresh):
+        assert np.array_equal(first.bytes, other.bytes)
         assert np.array_equal(first.born, other.born)
         assert np.array_equal(first.died, other.died)
+        assert [(s.operator, s.module) for s in first.storages] == [(s.operator, s.module) for s in other.storages]

@@ -2,6 +2,7 @@
 
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 
 import pytest
 import torch
@@ -100,10 +101,11 @@ def needs() -> dict[int, tuple[int, int]]:
 
 @pytest.fixture
 def card(monkeypatch):
-    """Pretend that a card has so many bytes free."""
+    """Pretend that a card, a Pascal unless it is told, has so many bytes free."""
 
-    def pretend(free: int) -> None:
+    def pretend(free: int, capability=(6, 0)) -> None:
         monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (free, 2 * free))
+        monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: capability)
 
     return pretend
 
@@ -141,6 +143,18 @@ def test_auto_batch_plans_the_largest_micro_batch_that_fits(card, needs, pieces)
     assert needs[1][1] > needs[2][1] > needs[3][1] > needs[4][1]
     card(needs[pieces][1])
     assert plan_micro_batch(tiny(*WINDOW, "ldm_training.auto_batch=true"), "ldm", 3, CUDA) == 120 // pieces
+
+
+def test_attention_is_planned_as_this_card_computes_it(card):
+    bf16 = tiny("ldm_training.mixed_precision=bf16", "ldm_training.batch_size=30")
+    setting = Setting(bf16, "ldm", 3)
+    flash, plain = (account_of(replace(setting, attention=kind)).peak().bytes for kind in ("flash", "efficient"))
+    assert flash < plain
+    card(flash, capability=(8, 0))
+    assert plan_micro_batch(bf16, "ldm", 3, CUDA) == 30
+    card(flash, capability=(7, 5))
+    with pytest.raises(UserError, match="the card's memory"):
+        plan_micro_batch(bf16, "ldm", 3, CUDA)
 
 
 def test_auto_batch_refuses_a_card_that_a_single_image_is_too_much_for(card):

@@ -3,6 +3,7 @@
 Counts are exact; everything about a card is predicted, until `--measure` has compared it with one.
 """
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -62,11 +63,13 @@ def main(argv: list[str] | None = None) -> None:
     if was := report.old_estimates(setting, parts):
         print("An earlier estimate, for batch 1, which was wrong, beside the account of the same batch:\n")
         print(f"{report.table(('', 'was said', 'is'), was)}\n")
-    rows = report.on_cards(setting, [card] if card else CARDS)
+    cards = [card] if card else CARDS
+    answers = report.ask(setting, cards)
+    rows = report.on_cards(cards, answers)
     print(f"{report.cards_table(rows)}\n")
     if card:
         print(f"The card's bytes: {card.source}.\n{report.verification(setting, card, rows[0])}\n")
-    print(report.advice_table(report.advice(setting, account)))
+    print(report.advice_table(report.advice(setting, account, answers)))
 
 
 def names() -> str:
@@ -74,4 +77,5 @@ def names() -> str:
 
 
 if __name__ == "__main__":
+    gc.disable()  # it ends before cycles could fill anything, and looking for them takes half a second
     cli.run(main)

@@ -19,7 +19,8 @@ from train.errors import UserError
 from train.latents import measure_scaling
 from train.loop import TrainingConfig
 from train.memory.account import Account
-from train.memory.plan import account_of, fits_in
+from train.memory.cards import card_here
+from train.memory.plan import account_of, fits_in, on_card
 from train.memory.setting import Setting
 from train.split import evenly
 
@@ -68,9 +69,10 @@ def plan_micro_batch(config: Config, stage: str, users: int, device: torch.devic
     are too many, a warning where it is what the allocator adds to them. The CPU's memory is not looked at.
     """
     training = getattr(config, f"{stage}_training")
-    setting = Setting(config, stage, users, ranks=parallel.world_size() if training.shard_optimizer else 1)
     if device.type != "cuda":
         return training.batch_size
+    ranks = parallel.world_size() if training.shard_optimizer else 1
+    setting = on_card(Setting(config, stage, users, ranks=ranks), card_here(device))
     free, _ = torch.cuda.mem_get_info(device)
 
     def account(pieces: int) -> Account:

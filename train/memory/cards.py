@@ -7,6 +7,8 @@ correction keep some of what the label promises, so that another machine may sho
 
 from dataclasses import dataclass
 
+import torch
+
 from train.memory.card import Attention
 
 GiB = 2**30
@@ -37,6 +39,11 @@ class CardType:
     def wheel(self) -> str:
         """The builds of torch that carry kernels for it (Volta and Pascal: those for CUDA 12.6 only)."""
         return "any" if self.capability >= (7, 5) else "cu126"
+
+
+def card_here(device: torch.device) -> CardType | None:
+    """The CUDA card that is here, as far as its kernels go; None where the device is none."""
+    return CardType("here", 0, torch.cuda.get_device_capability(device), "") if device.type == "cuda" else None
 
 
 NOT_MEASURED = "nominal less what drivers usually keep, not measured"

@@ -2,9 +2,10 @@
 
 import csv
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from textwrap import fill
 
 from train.memory.account import CATEGORIES, HEADINGS, Account
 from train.memory.allocator import served
@@ -28,19 +29,21 @@ from train.memory.plan import (  # fmt: skip
 from train.memory.setting import Setting
 
 MiB, GiB = 2**20, 2**30
+WIDTH = 120  # of a console
 MEDIUM_UNET, VAE = 139_680_132, 42_928_871  # parameters
 PREDICTED = "predicted: no GPU has confirmed these figures"
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, its columns as wide as they need to be; the first to the left, the others to the right."""
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[str] = ()) -> str:
+    """A Markdown table, its columns as wide as they need to be: numbers to the right, `words` and the first left."""
+    left = [i == 0 or heading in words for i, heading in enumerate(headings)]
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    rule = ["-" * width if first else "-" * (width - 1) + ":" for first, width in zip(left, widths, strict=True)]
     lines = []
     for row in (headings, rule, *rows):
-        first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        lines.append(" | ".join(["| " + first.strip().ljust(widths[0]), *others]) + " |")
-    return "\n".join(lines)
+        columns = zip(row, left, widths, strict=True)
+        lines.append(" | ".join(cell.ljust(width) if first else cell.rjust(width) for cell, first, width in columns))
+    return "\n".join(f"| {line} |" for line in lines)
 
 
 def mib(count: int) -> str:
@@ -123,8 +126,8 @@ def peak_in_words(account: Account) -> str:
     peak = account.peak()
     where = f"operator {peak.operator}" + (f" in {peak.module}" if peak.module else "")
     phases = ", ".join(f"{name} {gib(account.peak(name).bytes)}" for name in account.phases())
-    text = [f"Peak: {peak.bytes:,} bytes = {gib(peak.bytes)} GiB, in the phase {peak.phase}, {where}.",
-            f"The peak of each phase, GiB: {phases}.",
+    text = [fill(f"Peak: {peak.bytes:,} bytes = {gib(peak.bytes)} GiB, in the phase {peak.phase}, {where}.", WIDTH),
+            fill(f"The peak of each phase, GiB: {phases}.", WIDTH),
             "The largest tensors alive then, beside weights and what is made of them:\n"]  # fmt: skip
     for size, storage in account.largest(peak.clock, 5):
         what = f"{HEADINGS[storage.category or 'temporaries']}, {storage.phase}, {storage.operator} {storage.module}"
@@ -134,8 +137,11 @@ def peak_in_words(account: Account) -> str:
 
 def beside(account: Account, card: CardType | None) -> str:
     """What no tensor of the program is, and no row of the table holds."""
-    rows = [(line.name, "?" if line.bytes is None else mib(line.bytes), line.source) for line in lines(account, card)]
-    return table(("beside the tensors, never added to them", "MiB", "where that is from"), rows)
+    found = lines(account, card)
+    rows = [(line.name, "?" if line.bytes is None else mib(line.bytes)) for line in found]
+    sources = [fill(f"- {line.name}: {line.source}", WIDTH, subsequent_indent="  ") for line in found]
+    beside = table(("beside the tensors, never added to them", "MiB"), rows)
+    return "\n".join([beside, "\nWhere that is from:\n", *sources])
 
 
 VARIANTS = {"largest_batch": "as it is", "largest_batch_checkpointed": "with checkpointing"}
@@ -149,29 +155,56 @@ def variants(setting: Setting) -> dict[str, Setting]:
     return found
 
 
-def on_cards(setting: Setting, cards: Sequence[CardType]) -> list[dict]:
-    """For each card: does it fit, what is left, the largest micro-batch, and what would make it fit."""
-    able = [card for card in cards if runs(setting, card)]
+@dataclass(frozen=True)
+class Answers:
+    """What takes traces of its own."""
+
+    cards: dict[CardType, dict]
+    """Does it fit, what is left, the largest micro-batch, and what would make it fit; of cards that can run it."""
+    peaks: dict[Setting, tuple[int, int]]
+    """Bytes allocated and reserved at the peak, with each lever pulled alone."""
+
+
+def ask(setting: Setting, cards: Sequence[CardType]) -> Answers:
+    """All of it in one round, so that no core waits; what needs the same traces is one question."""
     alike: dict[Setting, list[CardType]] = {}  # by their kernels
-    for card in able:
-        alike.setdefault(on_card(setting, card), []).append(card)
-    asked = [(name, variant, ours) for name, variant in variants(setting).items() for ours in alike.values()]
-    if able:
-        Growth(on_card(setting, able[0])).slope  # noqa: B018 (here, so that all that is forked knows the shapes)
-    answers = on_all_cores([partial(largest_batches, variant, ours) for _, variant, ours in asked])
-    rows = []
     for card in cards:
-        row = {"card": card.name, "bytes": card.bytes, "bytes_from": card.source, "capability": card.capability,
-               "attention": card.attention, "bf16": card.bf16, "wheel": card.wheel, "runs": card in able}  # fmt: skip
-        if card in able:
-            account = account_of(on_card(setting, card))
-            row |= {"fits": fits(account, card), "left": room(card) - served(account).peak_reserved}
-            if not row["fits"]:
-                row["fits_with"] = cheapest_that_fits(setting, card)
-            for (name, _, ours), answer in zip(asked, answers, strict=True):
-                row |= {name: answer[ours.index(card)]} if card in ours else {}
-        rows.append(row)
-    return rows
+        if runs(setting, card):
+            alike.setdefault(on_card(setting, card), []).append(card)
+    pulled = [lever.pull(setting) for lever in levers(setting)]
+    shared = {ours: [s for s in pulled if s in variants(ours).values()] for ours in alike}
+    alone = [s for s in pulled if not any(s in settings for settings in shared.values())]
+    longest_first = sorted(alike, key=lambda ours: -len(alike[ours]))
+    questions = [partial(_answer, ours, alike[ours], shared[ours]) for ours in longest_first]
+    if alike:
+        Growth(next(iter(alike))).slope  # noqa: B018 (here, so that all that is forked knows the shapes)
+    answers = on_all_cores(questions + [partial(_answer, s, [], [s]) for s in alone])
+    return Answers(*({k: v for answer in answers for k, v in answer[i].items()} for i in (0, 1)))
+
+
+def _answer(setting: Setting, cards: list[CardType], settings: list[Setting]) -> tuple[dict, dict]:
+    """Of cards that have the same kernels."""
+    rows: dict[CardType, dict] = {}
+    for card in cards:
+        account = account_of(setting)
+        rows[card] = {"fits": fits(account, card), "left": room(card) - served(account).peak_reserved}
+        if not rows[card]["fits"]:
+            rows[card]["fits_with"] = cheapest_that_fits(setting, card)
+    for name, variant in variants(setting).items() if cards else ():
+        for card, batch in zip(cards, largest_batches(variant, cards), strict=True):
+            rows[card][name] = batch
+    peaks = {s: served(account_of(s)) for s in settings}
+    return rows, {s: (given.peak_allocated, given.peak_reserved) for s, given in peaks.items()}
+
+
+def on_cards(cards: Sequence[CardType], answers: Answers) -> list[dict]:
+    """What is known of each card, and what was found."""
+    return [
+        {"card": card.name, "bytes": card.bytes, "bytes_from": card.source, "capability": card.capability,
+         "attention": card.attention, "bf16": card.bf16, "wheel": card.wheel, "runs": card in answers.cards}
+        | answers.cards.get(card, {})
+        for card in cards
+    ]  # fmt: skip
 
 
 def cards_table(rows: list[dict]) -> str:
@@ -205,26 +238,19 @@ def verification(setting: Setting, card: CardType, row: dict) -> str:
     )
 
 
-def advice(setting: Setting, account: Account) -> list[dict]:
+def advice(setting: Setting, account: Account, answers: Answers) -> list[dict]:
     """What each lever, pulled alone and traced, would save, the largest saving first."""
-    found, now = levers(setting), served(account)
-    rows = []
-    for lever, (allocated, reserved) in zip(
-        found, on_all_cores([partial(_peaks, lever.pull(setting)) for lever in found]), strict=True
-    ):
+    now, rows = served(account), []
+    for lever in levers(setting):
+        allocated, reserved = answers.peaks[lever.pull(setting)]
         rows.append({"lever": lever.name, "cost": lever.cost, "allocated": now.peak_allocated - allocated,
                      "reserved": now.peak_reserved - reserved})  # fmt: skip
     return sorted(rows, key=lambda row: -row["allocated"])
 
 
-def _peaks(setting: Setting) -> tuple[int, int]:
-    given = served(account_of(setting))
-    return given.peak_allocated, given.peak_reserved
-
-
 def advice_table(rows: list[dict]) -> str:
     cells = [[row["lever"], mib(row["allocated"]), mib(row["reserved"]), row["cost"]] for row in rows]
-    return table(("lever, traced by itself", "saves MiB", "of what is reserved", "costs"), cells)
+    return table(("lever, traced by itself", "saves MiB", "of what is reserved", "costs"), cells, words=("costs",))
 
 
 # ---- for programs
@@ -232,7 +258,8 @@ def advice_table(rows: list[dict]) -> str:
 
 def as_dictionary(setting: Setting, parts: list[Component], account: Account, card: CardType | None) -> dict:
     """All that the tables say, in bytes."""
-    peak = account.peak()
+    peak, cards = account.peak(), [card] if card else CARDS
+    answers = ask(setting, cards)
     return {
         "measured": False,
         "stage": setting.stage,
@@ -248,8 +275,8 @@ def as_dictionary(setting: Setting, parts: list[Component], account: Account, ca
         "end_of_forward": [int(account.live()[clock]) for clock in account.forward_ends],
         "beside": [asdict(line) for line in lines(account, card)],
         "old_estimates": old_estimates(setting, parts),
-        "cards": on_cards(setting, [card] if card else CARDS),
-        "advice": advice(setting, account),
+        "cards": on_cards(cards, answers),
+        "advice": advice(setting, account, answers),
     }
 
 

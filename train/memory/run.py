@@ -72,8 +72,8 @@ class Standing:
     ema: EMA | None = None
     optimizer: torch.optim.Optimizer | None = None
     adversary: Adversary | None = None
-    pictures: dict = field(default_factory=dict)
-    """What drawing pictures takes, by the kernel of attention: the same after every step."""
+    between: dict = field(default_factory=dict)
+    """What is run between steps (validation, pictures), as it was first traced: the same after every step."""
 
     @property
     def averaged(self) -> nn.Module:
@@ -121,6 +121,8 @@ class Run:
             self.scaler = torch.amp.GradScaler("cpu", enabled=training.mixed_precision == "fp16")
         if standing.adversary:
             standing.adversary.scaler = copy.deepcopy(self.scaler)
+        for p in standing.trained:
+            p.grad = None  # an optimizer that has a share of them clears its own only
         standing.model.train(bool(standing.trained))
         set_checkpointing(standing.model, training.gradient_checkpointing)
 

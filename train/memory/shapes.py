@@ -23,11 +23,13 @@ class ShapeCache:
     def call(self, func, args: tuple, kwargs: dict) -> tuple[object, bool]:
         """func(*args, **kwargs), of which no number is ever read, and whether it may have made storages."""
         kind, results = self._operators.get(id(func)) or self._operators.setdefault(id(func), (_kind(func), {}))
+        if kind == "view":
+            return func(*args, **kwargs), False
         if kind == "in place" and _on_meta(args[0]):
             return (args[0] if func._schema.returns else None), False
         if kind != "fresh":
-            return func(*args, **kwargs), kind != "view"
-        key = (_key(args), _key(tuple(kwargs.items()))) if kwargs else _key(args)
+            return func(*args, **kwargs), True
+        key = (_key(args), _key(kwargs.items())) if kwargs else _key(args)
         if key in results:
             made = results[key]
             return (func(*args, **kwargs) if made is None else _make(made)), True
@@ -99,12 +101,17 @@ def _on_meta(value) -> bool:
     return value.is_meta if isinstance(value, Tensor) else all(t.is_meta for t in value)
 
 
-def _key(value):
-    if isinstance(value, Tensor):
-        return value.shape, value.stride(), value.dtype, value.is_meta
-    if isinstance(value, list | tuple):
-        return tuple(map(_key, value))
-    return type(value), value
+def _key(values) -> tuple:
+    """What the shapes of results depend on. Types are told apart, since 1 == 1.0 == True."""
+    parts: list = []
+    for value in values:
+        if isinstance(value, Tensor):
+            parts += (value.shape, value.stride(), value.dtype, value.is_meta)
+        elif isinstance(value, list | tuple):
+            parts.append(_key(value))
+        else:
+            parts += (type(value), value)
+    return tuple(parts)
 
 
 def _storages(value) -> set[int]:

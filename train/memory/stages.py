@@ -41,7 +41,9 @@ def trace(setting: Setting) -> Trace:
 def begin(setting: Setting) -> Run:
     with without_compiler():
         standing = _on_meta(setting.before_steps()) if setting.device == "meta" else _stand(setting)
-        return Run(setting, standing)
+        run = Run(setting, standing)
+        standing.between = _between(replace(setting.before_steps(), optimizer="foreach", ranks=1))
+        return run
 
 
 def take_step(run: Run, setting: Setting) -> None:
@@ -78,6 +80,12 @@ def _stand(setting: Setting) -> Standing:
 _on_meta = lru_cache(maxsize=8)(_stand)
 
 
+@lru_cache(maxsize=8)
+def _between(setting: Setting) -> dict:
+    """What is known of what these models run between steps, which no optimizer has a part in."""
+    return {}
+
+
 def _ldm_step(setting: Setting, run: Run) -> None:
     config, training, standing = setting.config, setting.training, run.standing
     vae, model, device = standing.parts["VAE"], standing.model, run.device
@@ -104,13 +112,17 @@ def _ldm_step(setting: Setting, run: Run) -> None:
     if not setting.validates:
         return
     averaged = standing.averaged.eval()
-    with run.trace.during("validation"), torch.no_grad():
+
+    def validate() -> None:
         held_out = draw_validation_window((training.batch_size, *shape[1:]), 1, chance, device)
         x0, rows = latents(held_out.posterior), users[: training.batch_size]
         denoising_loss(averaged, schedule, config.ldm_loss, x0, rows, held_out)
-        del held_out, x0, rows
+
+    key = (setting.attention, training.batch_size, config.latents.cache_latents)
+    with run.trace.during("validation"), torch.no_grad():
+        run.trace.again(standing.between, key, validate)
     with run.trace.during("pictures"):
-        run.trace.again(standing.pictures, setting.attention, lambda: _generate(setting, averaged, vae))
+        run.trace.again(standing.between, setting.attention, lambda: _generate(setting, averaged, vae))
 
 
 def _vae_step(setting: Setting, run: Run) -> None:
@@ -139,7 +151,7 @@ def _vae_step(setting: Setting, run: Run) -> None:
         standing.averaged.decode(standing.averaged.encode(batch).mode())
 
     with run.trace.during("pictures"), torch.no_grad():
-        run.trace.again(standing.pictures, setting.attention, reconstruct)
+        run.trace.again(standing.between, setting.attention, reconstruct)
 
 
 def _sampling(setting: Setting, run: Run) -> None:

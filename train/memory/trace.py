@@ -168,8 +168,8 @@ class Trace(TorchDispatchMode):
     def _see(self, tensor: Tensor, func) -> Storage:
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self._alive:
-            return self._alive[key][1]
+        if known := self._alive.get(key):
+            return known[1]
         self.clock += 1
         operator = func.overloadpacket.__name__ if func else ""
         phase = "backward" if self.card.backward else self.phase
@@ -179,9 +179,9 @@ class Trace(TorchDispatchMode):
         return record
 
     def _bury(self, key: int) -> None:
-        if key in self._alive:
+        if dead := self._alive.pop(key, None):
             self.clock += 1
-            self._alive.pop(key)[1].died = self.clock
+            dead[1].died = self.clock
 
     # ---- which module is at work
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from train.memory.account import Account
 from train.memory.allocator import served
-from train.memory.cards import CardType
+from train.memory.cards import card_here
 from train.memory.components import size
 from train.memory.outside import cublas
 from train.memory.plan import account_of, on_card
@@ -36,7 +36,7 @@ def watched(
 
     `models` are all that the device holds, `optimizers` all that step. A difference of more than 3% is a warning.
     """
-    here = CardType("here", 0, torch.cuda.get_device_capability(device), "") if device.type == "cuda" else None
+    here = card_here(device)
     account = account_of(on_card(replace(setting, validates=False), here))
     models, optimizers, taken = list(models), list(optimizers), 0
     predicted = {"peak": served(account).peak_allocated + (cublas(here).bytes if here else 0)}
