@@ -15,17 +15,18 @@ The trace (train/memory/trace.py) must find the same bytes, and a test holds it 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from nets.condition import UserConditionEncoder
+from nets.condition import UserConditionEncoder, UserEncoderConfig
 from nets.discriminator import PatchDiscriminator
 from nets.perceptual import VGG16Distance
-from nets.unet import UNet2DConditionModel
-from nets.vae import AutoencoderKL
+from nets.unet import UNet2DConditionModel, UNetConfig
+from nets.vae import AutoencoderKL, VAEConfig
 from train.config import Config
 from train.denoising import UserDenoiser
 
@@ -90,27 +91,39 @@ class _NoInitialValues(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def build_denoiser(config: Config, users: int) -> UserDenoiser:
-    """The LDM's models, for latents of the config's VAE."""
+def ldm_models(config: Config, users: int, trains: bool, device: str) -> tuple[AutoencoderKL, UserDenoiser]:
+    """The frozen VAE, and what works on its latents. Without numbers, one set of them serves every trace."""
     side = config.data.resolution // config.vae.downscale
-    unet = UNet2DConditionModel(replace(config.unet, sample_size=side))
-    return UserDenoiser(unet, UserConditionEncoder(replace(config.user_encoder, num_users=users)))
+    unet, encoder = replace(config.unet, sample_size=side), replace(config.user_encoder, num_users=users)
+    return (_made_once if device == "meta" else _make)(config.vae, unet, encoder, trains, device)
+
+
+def _make(
+    vae: VAEConfig, unet: UNetConfig, encoder: UserEncoderConfig, trains: bool, device: str
+) -> tuple[AutoencoderKL, UserDenoiser]:
+    with built_on(device):
+        autoencoder = AutoencoderKL(replace(vae, scaling_factor=1.0))
+        model = UserDenoiser(UNet2DConditionModel(unet), UserConditionEncoder(encoder))
+    return autoencoder.requires_grad_(False), model.requires_grad_(trains)
+
+
+_made_once = lru_cache(maxsize=4)(_make)
 
 
 def components(config: Config, stage: Stage, users: int) -> list[Component]:
     """What `stage` keeps on the card, on the meta device."""
-    with built_on("meta"):
-        vae = AutoencoderKL(config.vae)
-        if stage == "vae":
-            half = config.vae_training.mixed_precision != "no"
+    if stage == "vae":
+        half = config.vae_training.mixed_precision != "no"
+        with built_on("meta"):
+            vae = AutoencoderKL(config.vae)
             parts = [Component("VAE", vae, tuple(vae.parameters()), averaged=True, half=half)]
             if config.vae_loss.adversarial_weight:
                 critic = PatchDiscriminator(config.vae.image_channels)
                 parts.append(Component("discriminator", critic, tuple(critic.parameters()), half=half))
             if config.vae_loss.perceptual_weight:
                 parts.append(Component("VGG16", VGG16Distance(), half=half))
-            return parts
-        model = build_denoiser(config, users)
+        return parts
+    vae, model = ldm_models(config, users, stage != "sample", "meta")
     if stage == "sample":
         return [Component("VAE", vae), Component("UNet", model.unet), Component("user encoder", model.user_encoder)]
     half = config.ldm_training.mixed_precision != "no"

@@ -121,6 +121,7 @@ class Run:
             self.scaler = torch.amp.GradScaler("cpu", enabled=training.mixed_precision == "fp16")
         if standing.adversary:
             standing.adversary.scaler = copy.deepcopy(self.scaler)
+        standing.model.train(bool(standing.trained))  # what validates without an EMA leaves it otherwise
         for p in standing.trained:
             p.grad = None  # an optimizer that has a share of them clears its own only
         standing.model.train(bool(standing.trained))

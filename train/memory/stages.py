@@ -18,7 +18,7 @@ from train import parallel
 from train.denoising import denoising_loss, draw_training_window, draw_validation_window
 from train.generate import generate
 from train.latents import scaled_latents
-from train.memory.components import build_denoiser, built_on
+from train.memory.components import built_on, ldm_models
 from train.memory.run import Run, Standing, stand
 from train.memory.setting import Setting
 from train.memory.shapes import without_compiler
@@ -55,26 +55,22 @@ def take_step(run: Run, setting: Setting) -> None:
 def _stand(setting: Setting) -> Standing:
     """The stage's models on the setting's device, ready for a step."""
     config, device = setting.config, torch.device(setting.device)
-    with built_on(setting.device):
-        vae = AutoencoderKL(replace(config.vae, scaling_factor=1.0))
-        if setting.stage == "vae":
+    if setting.stage == "vae":
+        with built_on(setting.device):
+            vae = AutoencoderKL(replace(config.vae, scaling_factor=1.0))
             vgg16 = VGG16Distance() if config.vae_loss.perceptual_weight else None
             adversary = (
                 Adversary(config.data.channels, config.vae_loss, config.vae_training.optimizer, device, "no")
                 if config.vae_loss.adversarial_weight
                 else None
             )
-        else:
-            model = build_denoiser(config, setting.users)
-    if setting.stage == "vae":
         parts = {"VAE": vae, "discriminator": adversary and adversary.discriminator, "VGG16": vgg16}
         parts = {name: part for name, part in parts.items() if part}
         return stand(setting, parts, vae, list(vae.parameters()), adversary)
-    vae.requires_grad_(False)
+    samples = setting.stage == "sample"
+    vae, model = ldm_models(config, setting.users, not samples, setting.device)
     parts = {"VAE": vae, "UNet": model.unet, "user encoder": model.user_encoder}
-    if setting.stage == "sample":
-        return stand(setting, parts, model.requires_grad_(False), [])
-    return stand(setting, parts, model, model.trained_parameters())
+    return stand(setting, parts, model, [] if samples else model.trained_parameters())
 
 
 _on_meta = lru_cache(maxsize=8)(_stand)
