@@ -161,6 +161,17 @@ def test_a_model_that_does_not_say_how_large_its_latents_are_is_not_sampled(runs
         sample.main(["--model", str(model), "--output_dir", str(tmp_path / "out")])
 
 
+@pytest.mark.parametrize("stage", [vae, ldm])
+def test_a_batch_that_is_refused_for_memory_leaves_the_folder_free_for_another(runs, monkeypatch, stage):
+    def refuse(*_):
+        raise UserError("the card's memory")
+
+    monkeypatch.setattr(stage, "plan_micro_batch", refuse)
+    with pytest.raises(UserError, match="the card's memory"):
+        stage.main(flags(runs, "refused", "--vae_path", str(runs / "v/final_model")))
+    assert not (runs / "refused").exists()
+
+
 def test_a_vae_of_other_channels_is_refused(runs):
     with pytest.raises(UserError, match=r"the VAE has 4 channels where unet\.latent_channels is 8"):
         ldm.main(flags(runs, "x", "--vae_path", str(runs / "v/final_model"),

@@ -53,10 +53,12 @@ def main(argv: list[str] | None = None) -> None:
     precision = native_precision(device, training.mixed_precision)
 
     vae_folder = vae_folder_of(config)
-    vae = load_vae(vae_folder, config).to(device)
+    vae = load_vae(vae_folder, config)
     parallel.on_main(lambda: refuse_other_run(folder, config, "ldm"))
     data = load_images(config.data)
     refuse_other_users(config, data)
+    micro_batch = MicroBatch(training, plan_micro_batch(config, "ldm", len(data.user_names), device))
+    vae = vae.to(device)  # after the plan, which looks at a card that is still empty
 
     def begin() -> Split:
         split = shared_split(data, config.data, folder, vae_folder)
@@ -66,18 +68,17 @@ def main(argv: list[str] | None = None) -> None:
         return split
 
     split = parallel.on_main(begin)
-    model = train_denoiser(config, folder, device, precision, vae, data, split)
+    model = train_denoiser(config, folder, device, precision, micro_batch, vae, data, split)
     parallel.on_main(lambda: save_final_model(folder / "final_model", model, vae, config, data, split))
     print(f"LDM: model in {folder}/final_model, samples in {folder}/samples, curves in {folder}/curves.png")
 
 
 def train_denoiser(
-    config: Config, folder: Path, device: torch.device, precision: MixedPrecision, vae: AutoencoderKL,
-    data: UserImages, split: Split,
+    config: Config, folder: Path, device: torch.device, precision: MixedPrecision, micro_batch: MicroBatch,
+    vae: AutoencoderKL, data: UserImages, split: Split,
 ) -> UserDenoiser:  # fmt: skip
     """Train, or go on training; the averaged model."""
     training = config.ldm_training
-    micro_batch = MicroBatch(training, plan_micro_batch(config, "ldm", len(data.user_names), device))
     source = LatentSource(vae, data, config.latents, folder / "latent_cache", device)
     torch.manual_seed(generator(config.seed, "weights", 1).initial_seed())
     model = build_denoiser(config, num_users=len(data.user_names), latent_side=source.shape[-1]).to(device)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nets.checkpointing import set_checkpointing
+from nets.perceptual import VGG16Distance
 from nets.vae import AutoencoderKL
 from train import cli, parallel, pretrained
 from train.auto_batch import MicroBatch
@@ -47,35 +48,41 @@ def main(argv: list[str] | None = None) -> None:
     precision = native_precision(device, training.mixed_precision)
     parallel.on_main(lambda: refuse_other_run(folder, config, "vae"))
     data = load_images(config.data)
-    split = parallel.on_main(lambda: shared_split(data, config.data, folder))
-    vae = train_vae(config, folder, device, precision, data, split)
-    parallel.on_main(lambda: finish(vae, config, folder, device, data, split))
+    micro_batch = MicroBatch(training, plan_micro_batch(config, "vae", len(data.user_names), device))
+    torch.manual_seed(generator(config.seed, "weights", 0).initial_seed())
+    vae = initial_vae(config).to(device)
+    vgg16 = load_vgg16(config.vae_loss.perceptual_weights).to(device) if config.vae_loss.perceptual_weight else None
+
+    def begin() -> Split:
+        split = shared_split(data, config.data, folder)
+        open_run(folder, config, "vae")  # only now that the input is known to be good
+        save_split(folder / SPLIT, split, data, config.data)
+        return split
+
+    split = parallel.on_main(begin)
+    averaged = train_vae(config, folder, device, precision, micro_batch, vae, vgg16, data, split)
+    parallel.on_main(lambda: finish(averaged, config, folder, device, data, split))
+
+
+def initial_vae(config: Config) -> AutoencoderKL:
+    """What training starts from: given weights, or those that the seed draws."""
+    if config.latents.vae_path:
+        return pretrained.load(config.latents.vae_path, AutoencoderKL).train()
+    return AutoencoderKL(replace(config.vae, sample_size=config.data.resolution))
 
 
 def train_vae(
-    config: Config, folder: Path, device: torch.device, precision: MixedPrecision, data: UserImages, split: Split
-) -> AutoencoderKL:
+    config: Config, folder: Path, device: torch.device, precision: MixedPrecision, micro_batch: MicroBatch,
+    vae: AutoencoderKL, vgg16: VGG16Distance | None, data: UserImages, split: Split,
+) -> AutoencoderKL:  # fmt: skip
     """Train, or go on training; the averaged model."""
     training = config.vae_training
-    micro_batch = MicroBatch(training, plan_micro_batch(config, "vae", len(data.user_names), device))
-    torch.manual_seed(generator(config.seed, "weights", 0).initial_seed())
-    if config.latents.vae_path:
-        vae = pretrained.load(config.latents.vae_path, AutoencoderKL).train().to(device)
-    else:
-        vae = AutoencoderKL(replace(config.vae, sample_size=config.data.resolution)).to(device)
     set_checkpointing(vae, training.gradient_checkpointing)
     ema = EMA(vae, training.ema_decay)
     optimizer = make_adamw(vae.parameters(), training.optimizer, training.shard_optimizer)
     everyone = parallel.add_gradients(vae.parameters())
     scaler = grad_scaler(device, precision)
     half = partial(autocast, device, precision)
-    vgg16 = load_vgg16(config.vae_loss.perceptual_weights).to(device) if config.vae_loss.perceptual_weight else None
-
-    def begin() -> None:
-        open_run(folder, config, "vae")  # only now that all input is known to be good
-        save_split(folder / SPLIT, split, data, config.data)
-
-    parallel.on_main(begin)
     adversary = (
         Adversary(data.images.shape[1], config.vae_loss, training.optimizer, device, precision)
         if config.vae_loss.adversarial_weight
@@ -125,10 +132,9 @@ def train_vae(
     curves = ("loss", "reconstruction", "validation_psnr")
     ranks = parallel.world_size() if training.shard_optimizer else 1
     setting = Setting(replace(config, vae=vae.config), "vae", ranks=ranks).in_pieces_of(micro_batch.size)
-    models, optimizers = [vae, ema.model], [optimizer]
-    if adversary:
-        models, optimizers = [*models, adversary.discriminator], [*optimizers, adversary.optimizer]
-    take_step = watched(take_step, setting, device, models + [vgg16] * bool(vgg16), optimizers)
+    models = [model for model in (vae, ema.model, vgg16, adversary and adversary.discriminator) if model]
+    optimizers = [optimizer, adversary.optimizer] if adversary else [optimizer]
+    take_step = watched(take_step, setting, device, models, optimizers)
     train("VAE", training, steps, state, take_step, validate, Best("validation_psnr", max), curves, device)
     return ema.model
 
