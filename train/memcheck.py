@@ -2,8 +2,11 @@
 
 Counts are exact; everything about a card is predicted, until `--measure` has compared it with one.
 """
-
 import gc
+
+if __name__ == "__main__":
+    gc.disable()  # it ends before cycles could fill anything; to look for them, from here on, takes a second
+
 import json
 import sys
 from pathlib import Path
@@ -60,11 +63,11 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{report.title(setting, card)}\n\n{report.exact(setting, parts)}\n\nFrom here on {report.PREDICTED}.\n")
     print(f"{report.by_component(account, account.peak().clock)}\n\n{report.peak_in_words(account)}\n")
     print(f"{report.beside(account, card)}\n")
-    if was := report.old_estimates(setting, parts):
-        print("An earlier estimate, for batch 1, which was wrong, beside the account of the same batch:\n")
-        print(f"{report.table(('', 'was said', 'is'), was)}\n")
     cards = [card] if card else CARDS
     answers = report.ask(setting, cards)
+    if was := report.old_estimates(setting, parts, answers):
+        print("An earlier estimate, for batch 1, which was wrong, beside the account of the same batch:\n")
+        print(f"{report.table(('', 'was said', 'is'), was)}\n")
     rows = report.on_cards(cards, answers)
     print(f"{report.cards_table(rows)}\n")
     if card:
@@ -77,5 +80,4 @@ def names() -> str:
 
 
 if __name__ == "__main__":
-    gc.disable()  # it ends before cycles could fill anything, and looking for them takes half a second
     cli.run(main)

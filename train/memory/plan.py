@@ -68,7 +68,8 @@ class Growth:
         self.setting = setting
         self.batch = max(FEW, setting.training.batch_size)
         self.few = account_of(setting.with_training(batch_size=self.batch))
-        self._kept = 0.97  # the part of a card that fragmentation leaves; the last one found, as a first guess
+        self._found: dict[int, int] = {}
+        """Largest batches by the bytes that they have to fit in."""
 
     @cached_property
     def slope(self) -> np.ndarray:
@@ -106,7 +107,7 @@ class Growth:
         """
         limit = room(card)
         low, high = FEW - 1, self.bound(limit) + 1  # the second does not fit, the first is not asked
-        guess, step = int(self._kept * high), 1
+        guess, step = self._guess(limit), 1
         while high - low > 1:
             batch = guess if low < guess < high else (low + high) // 2
             if _serves(self._replay, self.sizes(batch), limit):
@@ -116,14 +117,24 @@ class Growth:
             step *= 2
         if low < FEW:
             return int(fits(self.account(1), card))
-        self._kept = high / (self.bound(limit) + 1)
+        self._found[limit] = low
         return low
+
+    def _guess(self, limit: int) -> int:
+        """Between the two cards next to it; else what fragmentation, usually, leaves of the bound."""
+        below = max((known for known in self._found if known <= limit), default=None)
+        above = min((known for known in self._found if known >= limit), default=None)
+        if below is None or above is None:
+            return int((0.87 if self.setting.training.gradient_checkpointing else 0.97) * self.bound(limit))
+        return round(np.interp(limit, [below, above], [self._found[below], self._found[above]]))
 
 
 def largest_batches(setting: Setting, cards: Sequence[CardType]) -> list[int]:
     """The largest micro-batch on each of these cards, which have the same kernels."""
     growth = Growth(on_card(setting, cards[0]))
-    return [growth.largest(card) for card in cards]
+    smallest, *between = sorted(cards, key=room)
+    largest = {card: growth.largest(card) for card in (smallest, *reversed(between))}  # the ends first
+    return [largest[card] for card in cards]
 
 
 def fits_traced(setting: Setting, batch: int, card: CardType) -> bool:

@@ -14,7 +14,6 @@ from train.memory.components import Component, without_effect
 from train.memory.cores import on_all_cores
 from train.memory.outside import lines
 from train.memory.plan import (  # fmt: skip
-    Growth,
     account_of,
     alone,
     cheapest_that_fits,
@@ -93,21 +92,21 @@ def exact(setting: Setting, parts: list[Component]) -> str:
     return "\n".join(text)
 
 
-def old_estimates(setting: Setting, parts: list[Component]) -> list[tuple[str, str, str]]:
+def old_estimates(setting: Setting, parts: list[Component], answers: "Answers") -> list[tuple[str, str, str]]:
     """What users were told about these models (at batch 1), beside what is the case."""
     rows = [("parameters of the VAE", "~50M", f"{p.parameters:,}") for p in parts if p.parameters == VAE]
     unets = [part for part in parts if part.parameters == MEDIUM_UNET]
     if not unets or setting.stage != "ldm":
         return rows
-    account = account_of(alone(setting))
+    seen = answers.runs[alone(setting)]
     return [
         *rows,
         ("parameters of the UNet", "~200M", f"{unets[0].parameters:,}"),
         ("its weights", "~5 GB", f"{gib(unets[0].weights)} GiB"),
-        ("gradients", "~5 GB", f"{gib(account.of_category('gradients'))} GiB"),
-        ("optimizer state", "~5 GB", f"{gib(account.of_category('optimizer state'))} GiB"),
-        ("activations", "~1 GB", f"{gib(account.of_category('activations'))} GiB"),
-        ("all at the peak", "16 GB", f"{gib(account.peak().bytes)} GiB"),
+        ("gradients", "~5 GB", f"{gib(seen.categories['gradients'])} GiB"),
+        ("optimizer state", "~5 GB", f"{gib(seen.categories['optimizer state'])} GiB"),
+        ("activations", "~1 GB", f"{gib(seen.categories['activations'])} GiB"),
+        ("all at the peak", "16 GB", f"{gib(seen.peak)} GiB"),
     ]
 
 
@@ -156,45 +155,64 @@ def variants(setting: Setting) -> dict[str, Setting]:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """Of another run, in bytes."""
+
+    peak: int
+    """Of what its tensors ask for."""
+    allocated: int
+    reserved: int
+    categories: dict[str, int]
+    """The most of each that is alive at once."""
+
+
+@dataclass(frozen=True)
 class Answers:
     """What takes traces of its own."""
 
     cards: dict[CardType, dict]
     """Does it fit, what is left, the largest micro-batch, and what would make it fit; of cards that can run it."""
-    peaks: dict[Setting, tuple[int, int]]
-    """Bytes allocated and reserved at the peak, with each lever pulled alone."""
+    runs: dict[Setting, Seen]
+    """With each lever pulled alone, and at batch 1."""
 
 
 def ask(setting: Setting, cards: Sequence[CardType]) -> Answers:
-    """All of it in one round, so that no core waits; what needs the same traces is one question."""
+    """All of it in one round, so that no core waits; what needs the same trace is one question."""
     alike: dict[Setting, list[CardType]] = {}  # by their kernels
     for card in cards:
         if runs(setting, card):
             alike.setdefault(on_card(setting, card), []).append(card)
-    pulled = [lever.pull(setting) for lever in levers(setting)]
-    shared = {ours: [s for s in pulled if s in variants(ours).values()] for ours in alike}
-    alone = [s for s in pulled if not any(s in settings for settings in shared.values())]
-    longest_first = sorted(alike, key=lambda ours: -len(alike[ours]))
-    questions = [partial(_answer, ours, alike[ours], shared[ours]) for ours in longest_first]
-    if alike:
-        Growth(next(iter(alike))).slope  # noqa: B018 (here, so that all that is forked knows the shapes)
-    answers = on_all_cores(questions + [partial(_answer, s, [], [s]) for s in alone])
-    return Answers(*({k: v for answer in answers for k, v in answer[i].items()} for i in (0, 1)))
+    others = dict.fromkeys([*(lever.pull(setting) for lever in levers(setting)), alone(setting)])
+    grown = {
+        variant: (name, alike[ours])
+        for ours in sorted(alike, key=lambda ours: -len(alike[ours])) for name, variant in variants(ours).items()
+    }  # fmt: skip
+    questions = [partial(_of_cards, variant, *of, variant in others) for variant, of in grown.items()]
+    questions += [partial(_of_run, other) for other in others if other not in grown]
+    found = Answers({}, {})
+    for answer in on_all_cores(questions):
+        for card, row in answer.cards.items():
+            found.cards.setdefault(card, {}).update(row)
+        found.runs.update(answer.runs)
+    return found
 
 
-def _answer(setting: Setting, cards: list[CardType], settings: list[Setting]) -> tuple[dict, dict]:
+def _of_cards(variant: Setting, name: str, cards: list[CardType], seen: bool) -> Answers:
     """Of cards that have the same kernels."""
-    rows: dict[CardType, dict] = {}
-    for card in cards:
-        account = account_of(setting)
-        rows[card] = {"fits": fits(account, card), "left": room(card) - served(account).peak_reserved}
+    rows = {card: {name: batch} for card, batch in zip(cards, largest_batches(variant, cards), strict=True)}
+    for card in cards if name == "largest_batch" else ():
+        account = account_of(variant)
+        rows[card] |= {"fits": fits(account, card), "left": room(card) - served(account).peak_reserved}
         if not rows[card]["fits"]:
-            rows[card]["fits_with"] = cheapest_that_fits(setting, card)
-    for name, variant in variants(setting).items() if cards else ():
-        for card, batch in zip(cards, largest_batches(variant, cards), strict=True):
-            rows[card][name] = batch
-    peaks = {s: served(account_of(s)) for s in settings}
-    return rows, {s: (given.peak_allocated, given.peak_reserved) for s, given in peaks.items()}
+            rows[card]["fits_with"] = cheapest_that_fits(variant, card)
+    return Answers(rows, _of_run(variant).runs if seen else {})
+
+
+def _of_run(setting: Setting) -> Answers:
+    account = account_of(setting)
+    given = served(account)
+    categories = {name: account.of_category(name) for name in CATEGORIES}
+    return Answers({}, {setting: Seen(account.peak().bytes, given.peak_allocated, given.peak_reserved, categories)})
 
 
 def on_cards(cards: Sequence[CardType], answers: Answers) -> list[dict]:
@@ -242,9 +260,9 @@ def advice(setting: Setting, account: Account, answers: Answers) -> list[dict]:
     """What each lever, pulled alone and traced, would save, the largest saving first."""
     now, rows = served(account), []
     for lever in levers(setting):
-        allocated, reserved = answers.peaks[lever.pull(setting)]
-        rows.append({"lever": lever.name, "cost": lever.cost, "allocated": now.peak_allocated - allocated,
-                     "reserved": now.peak_reserved - reserved})  # fmt: skip
+        then = answers.runs[lever.pull(setting)]
+        rows.append({"lever": lever.name, "cost": lever.cost, "allocated": now.peak_allocated - then.allocated,
+                     "reserved": now.peak_reserved - then.reserved})  # fmt: skip
     return sorted(rows, key=lambda row: -row["allocated"])
 
 
@@ -274,7 +292,7 @@ def as_dictionary(setting: Setting, parts: list[Component], account: Account, ca
         "modules_at_peak": account.modules(peak.clock, depth=99),
         "end_of_forward": [int(account.live()[clock]) for clock in account.forward_ends],
         "beside": [asdict(line) for line in lines(account, card)],
-        "old_estimates": old_estimates(setting, parts),
+        "old_estimates": old_estimates(setting, parts, answers),
         "cards": on_cards(cards, answers),
         "advice": advice(setting, account, answers),
     }
