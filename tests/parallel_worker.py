@@ -118,6 +118,18 @@ def communication(micro_batch: int) -> list[str]:
     return [event.name for event in sorted(events, key=lambda event: event.time_range.start)]
 
 
+def gradients() -> list[set[int]]:
+    """Where they are before each micro-batch of a step."""
+    run, found = Denoising(14, 7, 2), []
+    for number in range(2):  # the second begins with arranging the gradients in buckets, once for all
+        run.step(number)
+    run.model.unet.register_forward_pre_hook(
+        lambda *_: found.append({p.grad.data_ptr() for p in run.model.trained_parameters() if p.grad is not None})
+    )
+    run.step(2)
+    return found
+
+
 def overflow(bad_row: int) -> dict:
     """An overflow of fp16 in one row of a window, then a window without one; then one in fp32."""
     run = Denoising(14, 7, 2)
@@ -251,6 +263,7 @@ def all_laws(folder: Path) -> None:
         "sharded": learn(20, 7, 2, shard=True),
         "out_of_memory": learn_short_of_memory(20, 7, 2),
         "communication": {micro: communication(micro) for micro in (1, 7)},
+        "gradients": gradients(),
         "overflow": [overflow(row) for row in (0, 6)],
         "sharding": sharding(),
         "refusal": refusal(),

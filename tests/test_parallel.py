@@ -168,6 +168,14 @@ def test_only_the_last_micro_batch_of_a_window_communicates(ranks, rank):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
+def test_micro_batches_add_up_in_the_buckets_so_that_gradients_are_in_memory_once(ranks, rank):
+    first, *others = ranks[rank]["gradients"]
+    assert first
+    assert others
+    assert all(other == first for other in others)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("overflown", [0, 1], ids=["in the first", "in the second"])
 def test_an_overflow_in_any_process_skips_the_step_in_all(ranks, rank, overflown):
     found = ranks[rank]["overflow"][overflown]

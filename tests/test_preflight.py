@@ -157,6 +157,26 @@ def test_attention_is_planned_as_this_card_computes_it(card):
         plan_micro_batch(bf16, "ldm", 3, CUDA)
 
 
+@pytest.mark.parametrize("auto", [False, True])
+def test_a_process_plans_its_share_of_the_window_and_gradients_that_stay(monkeypatch, card, auto, capsys):
+    """Of two processes each learns from 60 of the window's 120 images, in 1 piece or 2 of 30."""
+    monkeypatch.setattr("train.parallel.world_size", lambda: 2)
+    config = tiny("ldm_training.batch_size=60", "ldm_training.gradient_accumulation_steps=2",
+                  f"ldm_training.auto_batch={str(auto).lower()}")  # fmt: skip
+    halves = Setting(config, "ldm", 3)  # two pieces of 60: gradients are there while the second is computed
+    at_once = account_of(halves)
+    assert at_once.peak().bytes > account_of(halves.with_training(gradient_accumulation_steps=1)).peak().bytes
+    card(served(at_once).peak_reserved)
+    assert plan_micro_batch(config, "ldm", 3, CUDA) == 60
+    assert f"need {at_once.peak().bytes / 2**30:.2f} GiB" in capsys.readouterr().err
+    card(at_once.peak().bytes - 1)
+    if auto:
+        assert plan_micro_batch(config, "ldm", 3, CUDA) == 30
+    else:
+        with pytest.raises(UserError, match="60 images at once need"):
+            plan_micro_batch(config, "ldm", 3, CUDA)
+
+
 def test_auto_batch_refuses_a_card_that_a_single_image_is_too_much_for(card):
     card(10**6)
     with pytest.raises(UserError, match=r"1 images at once need .* are free; set gradient_checkpointing"):

@@ -124,9 +124,8 @@ def train_denoiser(
     state = {"inputs": inputs, "model": model, "ema": ema, "optimizer": optimizer, "scaler": scaler,
              "micro_batch": micro_batch}  # fmt: skip
     best = Best("validation_loss", min)
-    ranks = parallel.world_size() if training.shard_optimizer else 1
-    setting = Setting(replace(config, vae=vae.config), "ldm", len(data.user_names), ranks=ranks)
-    setting = setting.in_pieces_of(micro_batch.size)
+    setting = Setting(replace(config, vae=vae.config), "ldm", len(data.user_names))
+    setting = setting.of_one_process(parallel.world_size(), micro_batch.size)
     take_step = watched(take_step, setting, device, [vae, model, ema.model], [optimizer])
     train("LDM", training, steps, state, take_step, validate, best, ("loss", "validation_loss"), device)
     return ema.model

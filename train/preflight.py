@@ -63,27 +63,26 @@ def require_disk(training: TrainingConfig, model: nn.Module, adversary: nn.Modul
 
 
 def plan_micro_batch(config: Config, stage: str, users: int, device: torch.device) -> int:
-    """Images that go through the model at once; with auto_batch as many of a window as the card has room for.
+    """Images that go through the model at once; with auto_batch as many of a share as the card has room for.
 
     On a card, the predicted memory is compared with what is free there now: UserError where the tensors alone
     are too many, a warning where it is what the allocator adds to them. The CPU's memory is not looked at.
     """
-    training = getattr(config, f"{stage}_training")
+    training, processes = getattr(config, f"{stage}_training"), parallel.world_size()
+    share = -(-training.window // processes)
+    size = min(training.batch_size, share)
     if device.type != "cuda":
-        return training.batch_size
-    ranks = parallel.world_size() if training.shard_optimizer else 1
-    setting = on_card(Setting(config, stage, users, ranks=ranks), card_here(device))
+        return size
+    setting = on_card(Setting(config, stage, users), card_here(device))
     free, _ = torch.cuda.mem_get_info(device)
 
-    def account(pieces: int) -> Account:
-        """Of a window that is cut into this many micro-batches."""
-        size = -(-training.window // pieces)
-        return account_of(setting.with_training(batch_size=size, gradient_accumulation_steps=pieces))
+    def account(size: int) -> Account:
+        return account_of(setting.of_one_process(processes, size))
 
-    pieces = training.gradient_accumulation_steps
     if training.auto_batch:
-        pieces = 1 + bisect_left(range(1, training.window), True, key=lambda n: fits_in(account(n), free))
-    planned, size = account(pieces), -(-training.window // pieces)
+        sizes = sorted({-(-share // pieces) for pieces in range(1, share + 1)}, reverse=True)
+        size = sizes[bisect_left(sizes[:-1], True, key=lambda size: fits_in(account(size), free))]
+    planned = account(size)
     needed = planned.peak().bytes
     figures = f"{size} images at once need {needed / GiB:.2f} GiB (predicted), {free / GiB:.2f} GiB are free"
     if needed > free:

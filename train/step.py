@@ -57,7 +57,7 @@ def optimizer_step(
     the optimizer has found no memory, and weights may be half changed; or the processes were communicating already.
     """
     totals: dict[str, Tensor] = {}
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=everyone is None)  # DDP keeps them in its buckets: micro-batches add up there
     share = parallel.share(window) if everyone else range(window)
     starts = share[::micro_batch] or [share.start]  # an empty share takes part in the sum
     for start in starts:

@@ -130,8 +130,8 @@ def train_vae(
     if adversary:
         state["adversary"] = adversary
     curves = ("loss", "reconstruction", "validation_psnr")
-    ranks = parallel.world_size() if training.shard_optimizer else 1
-    setting = Setting(replace(config, vae=vae.config), "vae", ranks=ranks).in_pieces_of(micro_batch.size)
+    setting = Setting(replace(config, vae=vae.config), "vae")
+    setting = setting.of_one_process(parallel.world_size(), micro_batch.size)
     models = [model for model in (vae, ema.model, vgg16, adversary and adversary.discriminator) if model]
     optimizers = [optimizer, adversary.optimizer] if adversary else [optimizer]
     take_step = watched(take_step, setting, device, models, optimizers)

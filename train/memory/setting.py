@@ -33,10 +33,18 @@ class Setting:
         section = "vae_training" if self.stage == "vae" else "ldm_training"
         return replace(self, config=replace(self.config, **{section: replace(self.training, **changes)}))
 
-    def in_pieces_of(self, batch_size: int) -> "Setting":
-        """The same window, cut into micro-batches of this size."""
-        pieces = -(-self.training.window // batch_size)
-        return self.with_training(batch_size=batch_size, gradient_accumulation_steps=pieces)
+    def of_one_process(self, processes: int, micro_batch: int) -> "Setting":
+        """What each of the processes of a run holds: its share of the window, and of what is divided besides.
+
+        Where there are several, the gradients stay in DDP's buckets from step to step: they are there in the first
+        micro-batch too, as they are in any second one.
+        """
+        share = -(-self.training.window // processes)
+        pieces = max(-(-share // micro_batch), 1 if processes == 1 else 2)
+        ranks = processes if self.training.shard_optimizer else 1
+        return replace(self, ranks=ranks).with_training(
+            batch_size=min(micro_batch, share), gradient_accumulation_steps=pieces
+        )
 
     def with_latents(self, cached: bool) -> "Setting":
         return replace(self, config=replace(self.config, latents=replace(self.config.latents, cache_latents=cached)))
