@@ -1,6 +1,7 @@
 """A step that runs out of memory is taken again in smaller pieces, and is the same step."""
 
 import itertools
+import json
 import weakref
 from functools import partial
 
@@ -187,3 +188,27 @@ def test_an_ldm_that_runs_out_of_memory_ends_as_one_that_does_not(data, tmp_path
     assert distance(tmp_path / "auto/final_model/unet", tmp_path / "plain/final_model/unet") < 1e-5
     with pytest.raises(UserError, match="start again with auto_batch true"):
         ldm.main(flags(data, tmp_path / "stopped", *cut(4, 1), *path))
+
+
+def test_a_validation_that_runs_out_of_memory_goes_on_with_fewer_images_at_once(data, tmp_path, monkeypatch, capsys):
+    vae.main(flags(data, tmp_path / "v"))
+    run = ["--vae_path", str(tmp_path / "v/final_model"), *cut(4, 1), "--set", "ldm_training.auto_batch=true"]
+    ldm.main(flags(data, tmp_path / "plain", *run))
+    whole = ldm.denoising_loss
+
+    def full(model, schedule, config, latents, *more):
+        if not torch.is_grad_enabled() and len(latents) > 2:
+            raise torch.OutOfMemoryError("injected")
+        return whole(model, schedule, config, latents, *more)
+
+    monkeypatch.setattr(ldm, "denoising_loss", full)
+    ldm.main(flags(data, tmp_path / "auto", *run))
+    assert capsys.readouterr().err.count("out of memory: 2 images at once from here on, not 4") == 1
+    ours, theirs = (validation_losses(tmp_path / name) for name in ("auto", "plain"))
+    assert ours
+    assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def validation_losses(folder) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["validation_loss"] for line in lines if "validation_loss" in line]

@@ -134,6 +134,20 @@ def test_a_run_started_again_goes_on_after_its_last_checkpoint_and_ends_in_the_s
     assert_same_end(whole, resumed)
 
 
+def test_a_validation_that_memory_is_too_small_for_loses_no_step(tmp_path):
+    def full(number):
+        if number == 4:
+            raise torch.OutOfMemoryError("injected\nand more")
+        return 1.0
+
+    whole = Run(tmp_path / "a", sample_interval=4)()
+    with pytest.raises(UserError, match=r"test: out of memory while .*: injected; .*; saved after step 4 of 7$"):
+        Run(tmp_path / "b", score=full, sample_interval=4)()
+    resumed = Run(tmp_path / "b", score=full, sample_interval=4)()
+    assert resumed.asked == [4, 5, 6]
+    assert torch.equal(whole.problem.weights(), resumed.problem.weights())
+
+
 def test_the_log_of_a_resumed_run_has_each_step_once(tmp_path):
     run = partial(Run, tmp_path, sample_interval=1, save_interval=2)
 

@@ -118,7 +118,8 @@ def train_denoiser(
 
     def validate(step: int) -> dict[str, float]:
         write_samples(ema.model, vae, config, data, folder / f"samples/{step:08d}.png")
-        return {"validation_loss": validation_loss(ema.model, source, split, config, micro_batch.size)}
+        loss = micro_batch.fitting(lambda size: validation_loss(ema.model, source, split, config, size))
+        return {"validation_loss": loss}
 
     inputs = Unchanged(VAE=tensors_hash(vae.state_dict().values()), data=fingerprint(data, split))
     state = {"inputs": inputs, "model": model, "ema": ema, "optimizer": optimizer, "scaler": scaler,

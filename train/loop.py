@@ -116,8 +116,8 @@ def train(
     take_step(step) makes optimizer step `step` (from 0) and changes `state`; validate(step) writes pictures
     and gives metrics. A step that fp16 overflow left out is tried again on the same samples.
 
-    Raises UserError where a loss is not finite, and Stopped where the run was asked to end before; what it
-    has saved then is what a run without end has after this step.
+    Raises UserError where a loss is not finite, or memory for the validation runs out, and Stopped where the run was
+    asked to end before; what it has saved in the last two cases is what a run without end has after this step.
     """
     folder = Path(config.output_dir)
     checkpoints = folder / "checkpoints"
@@ -127,6 +127,11 @@ def train(
     if step:
         print(f"{title}: going on after step {step} of {total_steps}", file=sys.stderr)
     log = RunLog(folder, step)
+
+    def save(better: bool) -> None:
+        saved = {name: part.state_dict() for name, part in state.items()}
+        parallel.on_main(partial(save_checkpoint, checkpoints, step, saved, config.keep_checkpoints, better))
+
     with stop.listening(), progress(total=total_steps, initial=step, desc=title, unit="step") as bar:
         logged_at, logged_time = step, time.perf_counter()
         while step < total_steps:
@@ -148,15 +153,17 @@ def train(
                 )
             better, paused = False, time.perf_counter()
             if step % config.sample_interval == 0 or step == total_steps:
-                metrics = parallel.on_main(partial(validate, step))
+                try:
+                    metrics = parallel.on_main(partial(_validated, validate, step))
+                except UserError as error:
+                    save(better)
+                    raise UserError(f"{title}: {error}; saved after step {step} of {total_steps}") from None
                 log.write(step, **metrics)
                 log.draw_curves(title, *curves)
                 better = best.improved_by(metrics)
             reason = next(filter(None, parallel.gather(stop.reason())), None)  # of any process, in all of them
             if step % config.save_interval == 0 or step == total_steps or better or reason:
-                saved = {name: part.state_dict() for name, part in state.items()}
-                save = partial(save_checkpoint, checkpoints, step, saved, config.keep_checkpoints, better)
-                parallel.on_main(save)
+                save(better)
             logged_time += time.perf_counter() - paused  # the speed is that of training
             if reason:
                 why, status = reason
@@ -177,6 +184,16 @@ def _taken(take_step: Callable[[int], StepResult], step: int) -> StepResult:
         if skipped > MAX_SKIPPED:
             raise NotFinite(f"fp16 gradients overflowed {skipped} times in a row")
     return result
+
+
+def _validated(validate: Callable[[int], dict[str, float]], step: int) -> dict[str, float]:
+    try:
+        return validate(step)
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"out of memory while validating and drawing: {reason}; python -m train.memcheck shows what takes how much"
+        ) from None
 
 
 def total_steps(samples: int, config: TrainingConfig) -> int:
