@@ -202,11 +202,28 @@ def test_a_wrong_value_is_refused_in_a_sentence_that_names_the_flag(arguments, w
         command("ldm", *arguments)
 
 
+def too_large() -> RuntimeError:
+    """What torch raises for more than the CPU's memory."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50)
+    return caught.value
+
+
+def test_an_error_of_ours_keeps_its_traceback():
+    def fails(_):
+        raise RuntimeError("a mistake in the program")
+
+    with pytest.raises(RuntimeError, match="a mistake"):
+        cli.run(fails)
+
+
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
         (UserError("the file is not there"), "the file is not there"),
         (torch.OutOfMemoryError("tried to allocate 9 GiB.\nMore."), "out of memory: tried to allocate 9 GiB.; "),
+        (MemoryError("Unable to allocate 9 GiB"), "out of memory: Unable to allocate 9 GiB; "),
+        (too_large(), "out of memory: can't allocate memory: you tried to allocate"),
     ],
 )
 def test_a_command_ends_with_a_sentence_and_status_2_and_shows_a_traceback_only_when_asked(

@@ -114,10 +114,12 @@ def run(main: Callable[[list[str] | None], int | None]) -> None:
         where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
         print(one_line(f"error: {where}{getattr(error, 'strerror', None) or error}"), file=sys.stderr)
         sys.exit(2)
-    except torch.OutOfMemoryError as error:  # outside a step, where no smaller micro-batch helps
-        if "--debug" in sys.argv:
+    except (RuntimeError, MemoryError) as error:  # of a card, of torch on the CPU, of Python
+        cpu = "DefaultCPUAllocator: "
+        full = isinstance(error, torch.OutOfMemoryError | MemoryError) or cpu in str(error)
+        if "--debug" in sys.argv or not full:
             raise
-        reason = str(error).partition("\n")[0]
+        reason = str(error).rpartition(cpu)[2].partition("\n")[0]
         print(f"error: out of memory: {reason}; python -m train.memcheck shows what takes how much", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
