@@ -11,7 +11,14 @@ from torch import nn
 from nets.vae import DiagonalGaussian, VAEConfig
 from tests.tiny import tiny, tiny_images, tiny_vae
 from train import latents as module
-from train.latents import LatentsConfig, LatentSource, cached_moments, measure_scaling, save_statistics
+from train.latents import (
+    LatentsConfig,
+    LatentSource,
+    cached_moments,
+    encode_moments,
+    measure_scaling,
+    save_statistics,
+)
 
 CPU = torch.device("cpu")
 CACHED, IN_LOOP = LatentsConfig(cache_latents=True), LatentsConfig(cache_latents=False)
@@ -103,6 +110,24 @@ def test_latents_from_the_cache_are_those_encoded_in_the_loop(tmp_path, vae, pre
         cached, encoded = (source.latents(rows, NO_FLIPS, noise) for source in sources)
     assert cached.dtype == encoded.dtype == torch.float32
     torch.testing.assert_close(cached, encoded, rtol=1e-5, atol=1e-6)
+
+
+def test_the_cache_is_written_batch_by_batch_and_not_mapped_before_the_disk_has_room_for_it(
+    tmp_path, vae, monkeypatch
+):
+    """A page of a mapped file that the disk is too full for would kill the process with SIGBUS."""
+    data, sizes = tiny_images(40), []
+
+    def watched(*args):
+        for moments in encode_moments(*args):
+            sizes.append(sum(path.stat().st_size for path in tmp_path.iterdir()))
+            yield moments
+
+    monkeypatch.setattr("train.latents.encode_moments", watched)
+    moments = LatentSource(vae, data, CACHED, tmp_path, CPU).moments
+    assert max(sizes) < moments.nbytes
+    expected = torch.cat(list(encode_moments(vae, data, torch.arange(40), CPU)))
+    assert torch.equal(moments, expected)
 
 
 def test_latents_are_the_encoders_mean_and_deviation_times_the_scale(vae):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.test_memory_closed_forms import config_of
 from train import memcheck
@@ -26,6 +27,7 @@ from train.memory.plan import (
     runs,
 )  # fmt: skip
 from train.memory.setting import Setting
+from train.memory.shapes import ShapeCache
 from train.memory.stages import trace
 
 MiB = 2**20
@@ -152,6 +154,28 @@ def test_a_common_beginning_served_once_changes_nothing():
             except OutOfMemory as error:
                 peaks.append(str(error))
         assert peaks[0] == peaks[1]
+
+
+@pytest.mark.parametrize("stage", ["vae", "ldm", "sample"])
+def test_flipped_images_have_an_account_and_no_cached_latents_to_be_advised(stage):
+    flipped = config_of("demo", "latents.cache_latents=false", "data.horizontal_flip=true")
+    plain = config_of("demo", "latents.cache_latents=false")
+    ours, theirs = (account_of(Setting(config, stage)) for config in (flipped, plain))
+    assert np.array_equal(ours.bytes, theirs.bytes)
+    assert "cache_latents" not in [lever.name for lever in levers(Setting(flipped, stage))]
+
+
+def test_a_number_on_the_cpu_is_read_anew_each_time():
+    """Else, with zero terminal SNR, the sampler would divide by the first noise level's alpha, which is 0."""
+    read, cache = torch.ops.aten._local_scalar_dense.default, ShapeCache()
+    assert [cache.call(read, (torch.tensor(number),), {})[0] for number in (0.0, 2.0)] == [0.0, 2.0]
+
+
+def test_a_card_that_no_batch_fits_on_is_told_so(capsys):
+    memcheck.main(["--config", "configs/sd.yaml", "--gpu", "RTX3060"])
+    printed = capsys.readouterr().out
+    assert "RTX3060: " in printed
+    assert "lever, traced by itself" in printed
 
 
 def test_a_card_without_room_for_the_weights_fits_nothing():

@@ -77,13 +77,12 @@ def cached_moments(vae: AutoencoderKL, data: UserImages, folder: Path, device: t
         if path.is_file():
             return
         shape = (len(data), 2, *latent_shape(vae, data))
-        with replacing(path) as temporary:
-            array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
-            start = 0
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        # Written, not mapped: a page of a mapped file that the disk has no room for kills the process.
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
             for moments in encode_moments(vae, data, torch.arange(len(data)), device):
-                array[start : start + len(moments)] = moments.numpy()
-                start += len(moments)
-            array.flush()
+                file.write(moments.contiguous().numpy())
 
     parallel.on_main(write)
     return torch.from_numpy(np.load(path, mmap_mode="c"))  # "c": never written back, but torch may map it

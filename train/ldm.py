@@ -57,7 +57,8 @@ def main(argv: list[str] | None = None) -> None:
     parallel.on_main(lambda: refuse_other_run(folder, config, "ldm"))
     data = load_images(config.data)
     refuse_other_users(config, data)
-    micro_batch = MicroBatch(training, plan_micro_batch(config, "ldm", len(data.user_names), device))
+    planned = replace(config, vae=vae.config)
+    micro_batch = MicroBatch(training, plan_micro_batch(planned, "ldm", len(data.user_names), device))
     vae = vae.to(device)  # after the plan, which looks at a card that is still empty
 
     def begin() -> Split:

@@ -163,7 +163,7 @@ def write_reconstructions(
 ) -> dict[str, float]:
     """PSNR in dB over (at most 256 of) the images `rows`, and a picture of some: above, and below as decoded."""
     rows = evenly(rows, VALIDATION_IMAGES)
-    batches = [data.batch(batch).to(device) for batch in rows.split(PICTURE_BATCH)]
+    batches = (data.batch(batch).to(device) for batch in rows.split(PICTURE_BATCH))
     decoded = torch.cat([to_uint8(vae.decode(vae.encode(x).mode())).cpu() for x in batches])
     error = (decoded.double() - data.images[rows].double()).square().flatten(1).mean(1)  # B
     psnr = 10 * torch.log10(255**2 / error.clamp(min=1e-10))

@@ -130,7 +130,7 @@ class Adversary:
         The discriminator is frozen meanwhile: no gradient of it is touched.
         """
         self.discriminator.requires_grad_(False)
-        loss = -self.discriminator(reconstruction).flatten(1).mean(1)  # B
+        loss = -self.discriminator(reconstruction).float().flatten(1).mean(1)  # B; fp16 has no room for the weights
         self.reconstruction_gradient += _gradient(error.sum(), last_layer, scale)
         self.adversarial_gradient += _gradient(loss.sum(), last_layer, scale)
         self.fakes.append(reconstruction.detach())

@@ -14,7 +14,7 @@ def on_all_cores(questions: Sequence[Callable[[], object]]) -> list:
     one question like these has been answered here. No OpenMP or CUDA may be at work: torch.set_num_threads(1).
     """
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
-    if cores == 1:
+    if min(cores, len(questions)) <= 1:
         return [question() for question in questions]
     gc.freeze()  # what is here already need not be looked at again, nor copied
     with multiprocessing.get_context("fork").Pool(

@@ -115,7 +115,7 @@ class Row:
 
     @property
     def missed(self) -> bool:
-        """By the issue's goal: max(2%, 64 MiB) of what is allocated; and what is said to fit must fit."""
+        """By more than max(2%, 64 MiB) of what is allocated; and what is said to fit must fit."""
         if self.measured is None:
             return self.fits
         return abs(self.error("allocated")) > max(0.02 * self.measured.allocated, 64 * MiB)

@@ -158,7 +158,8 @@ def levers(setting: Setting) -> list[Lever]:
         smaller = Lever("batch_size 1", "slower", lambda s: s.with_training(batch_size=1))
         return [smaller] if training.batch_size > 1 else []
     found = []
-    if setting.stage == "ldm" and not config.latents.cache_latents:
+    flips = config.data.horizontal_flip or config.data.vertical_flip
+    if setting.stage == "ldm" and not config.latents.cache_latents and not flips:
         found.append(Lever("cache_latents", "nothing; faster", lambda s: s.with_latents(True)))
     if setting.optimizer == "foreach":
         found.append(Lever("fused optimizer", "nothing", lambda s: replace(s, optimizer="fused")))

@@ -124,7 +124,6 @@ class Run:
         standing.model.train(bool(standing.trained))  # what validates without an EMA leaves it otherwise
         for p in standing.trained:
             p.grad = None  # an optimizer that has a share of them clears its own only
-        standing.model.train(bool(standing.trained))
         set_checkpointing(standing.model, training.gradient_checkpointing)
 
     def __enter__(self) -> "Run":

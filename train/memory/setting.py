@@ -47,7 +47,10 @@ class Setting:
         )
 
     def with_latents(self, cached: bool) -> "Setting":
-        return replace(self, config=replace(self.config, latents=replace(self.config.latents, cache_latents=cached)))
+        """Cached ones are of images that are not flipped."""
+        config = self.config
+        data = replace(config.data, horizontal_flip=False, vertical_flip=False) if cached else config.data
+        return replace(self, config=replace(config, data=data, latents=replace(config.latents, cache_latents=cached)))
 
     def before_steps(self) -> "Setting":
         """The same for all runs that have the same on the card when a step begins."""

@@ -121,7 +121,10 @@ def _storages(value) -> set[int]:
 
 
 def _recipe(result, arguments: set[int]) -> tuple | None:
-    """How to make such a result; None where it is not made of new, dense tensors on the meta device."""
+    """How to make such a result; None where it is not made of new, dense tensors on the meta device.
+
+    A number is not either: it may be what a tensor on the CPU holds, of which only the shape is known here.
+    """
     if isinstance(result, Tensor):
         storage = result.untyped_storage()
         dense = storage.nbytes() == result.numel() * result.element_size()
@@ -130,7 +133,7 @@ def _recipe(result, arguments: set[int]) -> tuple | None:
     if isinstance(result, list | tuple):
         made = [_recipe(item, arguments) for item in result]
         return None if None in made else (type(result), *made)
-    return ("constant", result)
+    return ("none",) if result is None else None
 
 
 def _make(recipe: tuple):
@@ -138,4 +141,4 @@ def _make(recipe: tuple):
     if kind == "tensor":
         size, stride, dtype = rest
         return torch.empty_strided(size, stride, dtype=dtype, device="meta")
-    return rest[0] if kind == "constant" else kind(map(_make, rest))
+    return None if kind == "none" else kind(map(_make, rest))
