@@ -85,3 +85,20 @@ def test_a_restored_average_goes_on_as_if_never_stopped():
     run(second, model, values[2:])
     assert second.updates == 5
     assert torch.equal(second.model.weight, whole.model.weight)
+
+
+@pytest.mark.parametrize("on_cpu", [False, True])
+def test_the_average_stands_in_for_the_weights_and_leaves_them_as_they_were(on_cpu):
+    model = scalar(1.0).train()
+    ema = EMA(model, 0.5, on_cpu)
+    nn.init.constant_(model.weight, 3.0)
+    ema.update(model)
+    average = float(ema.model.weight)
+    assert average not in (1.0, 3.0)
+    with ema.averaged(model) as averaged:
+        assert float(averaged.weight.detach()) == average
+        assert not averaged.training
+        assert (averaged is model) == on_cpu
+    assert (float(model.weight.detach()), float(ema.model.weight)) == (3.0, average)
+    assert model.training
+    assert model.weight.requires_grad

@@ -21,8 +21,8 @@ PRESETS = {name: (name,) for name in ("medium", "tight", "light", "sd", "demo")}
 }
 
 
-def config_of(preset: str) -> Config:
-    name, *overrides = PRESETS[preset]
+def config_of(preset: str, *more: str) -> Config:
+    name, *overrides = *PRESETS[preset], *more
     return strict_yaml.load(Config, CONFIGS / f"{name}.yaml", [(f"--set {o}", *o.split("=", 1)) for o in overrides])
 
 
@@ -69,9 +69,8 @@ def test_one_token_leaves_parameters_of_medium_without_effect():
 
 def test_fused_and_divided_optimizers_keep_what_they_promise():
     setting = Setting(config_of("light"), validates=False)
-    whole, fused, shared = (
-        Account(trace(s)) for s in (setting, replace(setting, optimizer="fused"), replace(setting, ranks=2))
-    )
+    divided = replace(setting.with_training(shard_optimizer=True), processes=2)
+    whole, fused, shared = (Account(trace(s)) for s in (setting, setting.with_fused(True), divided))
     state = whole.of_category("optimizer state")
     tensors = sum(c == "optimizer state" for c in whole.category)
     assert fused.of_category("optimizer state") == state + 4 * tensors // 2  # and a step count for each parameter

@@ -71,7 +71,7 @@ def test_the_grid_holds_every_combination_once():
 
 
 def test_the_record_names_machine_runs_and_misses():
-    rows = [compared(replace(SETTING, optimizer=form), CARD, as_predicted) for form in ("foreach", "fused")]
+    rows = [compared(SETTING.with_fused(fused), CARD, as_predicted) for fused in (False, True)]
     rows.append(compared(SETTING, CARD, lambda setting: as_predicted(setting, 65 * MiB)))
     text = record({"card": "imaginary", "commit": "abc"}, rows, [])
     assert "- card: imaginary" in text

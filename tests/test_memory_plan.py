@@ -26,6 +26,7 @@ from train.memory.plan import (
     room,
     runs,
 )  # fmt: skip
+from train.memory.report import card_named
 from train.memory.setting import Setting
 from train.memory.shapes import ShapeCache
 from train.memory.stages import trace
@@ -178,6 +179,44 @@ def test_a_card_that_no_batch_fits_on_is_told_so(capsys):
     assert "lever, traced by itself" in printed
 
 
+def test_a_card_that_is_refused_the_precision_is_told_what_fits(capsys):
+    memcheck.main(["--config", "configs/demo.yaml", "--gpu", "T4", "--set", "ldm_training.mixed_precision=bf16"])
+    printed = capsys.readouterr().out
+    assert "no bf16" in printed
+    assert "T4: fits with mixed_precision fp16." in printed
+
+
+def test_what_one_of_two_cards_holds_is_what_its_training_plans():
+    config = config_of("light", "ldm_training.batch_size=4", "ldm_training.gradient_accumulation_steps=1")
+    one = Setting(config, validates=False)
+    half = one.of_one_process(2, 4)
+    assert (half.training.batch_size, half.training.gradient_accumulation_steps) == (2, 1)
+    gradients = account_of(half).of_category("gradients", account_of(half).forward_ends[0])
+    assert gradients == 0  # of the first micro-batch; the second stands for all, since buckets keep them
+    assert account_of(half).of_category("gradients", account_of(half).forward_ends[1]) > 0
+    assert account_of(one).of_category("gradients", account_of(one).forward_ends[-1]) == 0
+
+
+@pytest.mark.parametrize(("capability", "kernel"), [((6, 0), "efficient"), ((7, 5), "math"), ((8, 0), "flash")])
+def test_heads_of_an_odd_width_take_the_plain_kernel_where_tensor_cores_want_them_aligned(capability, kernel):
+    narrow_heads = config_of("light", "unet.num_heads=16")
+    assert on_card(Setting(narrow_heads), CardType("x", 16.0, capability, "")).attention == kernel
+    assert on_card(Setting(config_of("light")), CardType("x", 16.0, (7, 5), "")).attention == "efficient"
+
+
+@pytest.mark.parametrize("name", ["H", "RTX", "A100", "V100", "", "none"])
+def test_a_name_that_several_cards_have_is_none(name):
+    assert card_named(name) is None
+    assert card_named("v100 32").name == "V100-32GB"
+
+
+@CHECKPOINTING
+def test_the_largest_batch_of_a_card_does_not_depend_on_which_others_are_asked_for(checkpointing):
+    setting = Setting(config_of("light")).with_training(gradient_checkpointing=checkpointing)
+    cards = [CardType(str(size), size, (7, 5), "") for size in (4.0, 5.5, 7.0)]
+    assert largest_batches(setting, cards) == [largest_batches(setting, [card])[0] for card in cards]
+
+
 def test_a_card_without_room_for_the_weights_fits_nothing():
     assert not fits(account_of(Setting(config_of("light"))), CardType("tiny", 1.0, (7, 5), ""))
 
@@ -215,14 +254,15 @@ def test_births_and_deaths_are_in_order():
 
 
 @pytest.mark.parametrize("stage", ["ldm", "vae"])
-@pytest.mark.parametrize("changes", [{}, {"optimizer": "fused"}, {"ranks": 2}, {"ema_on_card": False}])
-def test_what_is_written_down_again_is_what_a_run_of_its_own_takes(stage, changes):
+@pytest.mark.parametrize("name", ["as it is", "optimizer.fused", "shard_optimizer on 2 cards", "ema_on_cpu"])
+def test_what_is_written_down_again_is_what_a_run_of_its_own_takes(stage, name):
     setting = Setting(config_of("demo"), stage).with_training(batch_size=4)
     trace(setting)
-    first, again = (Account(trace(replace(setting, **changes))) for _ in range(2))
+    pulled = {lever.name: lever.pull(setting) for lever in levers(setting)}.get(name, setting)
+    first, again = (Account(trace(pulled)) for _ in range(2))
     for known in (stages._on_meta, stages._between):
         known.cache_clear()
-    fresh = Account(trace(replace(setting, **changes)))
+    fresh = Account(trace(pulled))
     for other in (again, fresh):
         assert np.array_equal(first.bytes, other.bytes)
         assert np.array_equal(first.born, other.born)

@@ -136,11 +136,15 @@ CASES = {
     "bf16-checkpointing": case(narrow(BF16, CHECKPOINTING)),
     "in-loop": case(narrow("latents.cache_latents=false")),
     "accumulation": case(narrow("ldm_training.gradient_accumulation_steps=2")),
-    "no-ema": case(narrow(), ema_on_card=False),
+    "ema-on-cpu": case(narrow("ldm_training.ema_on_cpu=true")),
+    "processes": case(narrow("ldm_training.shard_optimizer=true"), processes=2),
     "vae": case(narrow(), "vae"),
     "vae-bf16": case(narrow("vae_training.mixed_precision=bf16"), "vae"),
     "vae-checkpointing": case(narrow("vae_training.gradient_checkpointing=true"), "vae"),
     "vae-adversarial": case(narrow("vae_loss.adversarial_weight=0.5"), "vae"),
+    "vae-long-window": case(
+        narrow("vae_loss.adversarial_weight=0.5", "vae_training.gradient_accumulation_steps=40"), "vae"
+    ),
     "sampling": case(narrow(), "sample"),
 }
 

@@ -86,7 +86,7 @@ def train_denoiser(
     set_checkpointing(model, training.gradient_checkpointing)
     schedule = make_schedule(config.schedule)
     require_disk(training, model)
-    ema = EMA(model, training.ema_decay)
+    ema = EMA(model, training.ema_decay, training.ema_on_cpu)
     optimizer = make_adamw(model.trained_parameters(), training.optimizer, training.shard_optimizer)
     everyone = parallel.add_gradients(model.trained_parameters())
     scaler = grad_scaler(device, precision)
@@ -118,17 +118,19 @@ def train_denoiser(
         return result
 
     def validate(step: int) -> dict[str, float]:
-        write_samples(ema.model, vae, config, data, folder / f"samples/{step:08d}.png")
-        loss = micro_batch.fitting(lambda size: validation_loss(ema.model, source, split, config, size))
+        with ema.averaged(model) as averaged:
+            write_samples(averaged, vae, config, data, folder / f"samples/{step:08d}.png")
+            loss = micro_batch.fitting(lambda size: validation_loss(averaged, source, split, config, size))
         return {"validation_loss": loss}
 
     inputs = Unchanged(VAE=tensors_hash(vae.state_dict().values()), data=fingerprint(data, split))
     state = {"inputs": inputs, "model": model, "ema": ema, "optimizer": optimizer, "scaler": scaler,
              "micro_batch": micro_batch}  # fmt: skip
     best = Best("validation_loss", min)
+    models = [vae, model] if training.ema_on_cpu else [vae, model, ema.model]
     setting = Setting(replace(config, vae=vae.config), "ldm", len(data.user_names))
     setting = setting.of_one_process(parallel.world_size(), micro_batch.size)
-    take_step = watched(take_step, setting, device, [vae, model, ema.model], [optimizer])
+    take_step = watched(take_step, setting, device, models, [optimizer])
     train("LDM", training, steps, state, take_step, validate, best, ("loss", "validation_loss"), device)
     return ema.model
 

@@ -44,6 +44,8 @@ class TrainingConfig:
     mixed_precision: MixedPrecision = "no"
     gradient_checkpointing: bool = False
     ema_decay: float = 0.9999
+    ema_on_cpu: bool = False
+    """Keep the moving average in the CPU's memory; every step copies the weights there."""
     sample_interval: int = 1000
     """Optimizer steps between validations with pictures."""
     save_interval: int = 1000

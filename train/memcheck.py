@@ -29,8 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--stage", choices=("vae", "ldm", "sample"), default="ldm", help="what is to run")
     parser.add_argument("--users", type=int, default=31, help="number of users, where the config says none")
     parser.add_argument("--gpu", help=f"look at one card, and trace its largest batches themselves: {names()}")
-    parser.add_argument("--optimizer", choices=("foreach", "fused"), default="foreach", help="AdamW's form")
-    parser.add_argument("--ranks", type=int, default=1, help="cards that share the optimizer's state")
+    parser.add_argument("--ranks", type=int, default=1, help="cards of a torchrun, which divide each step")
     parser.add_argument("--json", action="store_true", help="print the account for a program, and nothing else")
     parser.add_argument("--csv", type=Path, help="write the peak by module to this file")
     parser.add_argument("--pictures", type=Path, help="draw the timeline and the modules into this folder")
@@ -41,10 +40,12 @@ def main(argv: list[str] | None = None) -> None:
     users = config.user_encoder.num_users or args.users
     if min(users, args.ranks) < 1:
         raise UserError("--users and --ranks must be at least 1")
-    card = report.card_named(args.gpu) if args.gpu else None
-    if args.gpu and card is None:
+    card = report.card_named(args.gpu) if args.gpu is not None else None
+    if args.gpu is not None and card is None:
         raise UserError(f"--gpu {args.gpu}: not a known card{nearest(args.gpu, [c.name for c in CARDS])}: {names()}")
-    setting = Setting(config, args.stage, users, optimizer=args.optimizer, ranks=args.ranks)
+    setting = Setting(config, args.stage, users)
+    if args.stage != "sample":
+        setting = setting.of_one_process(args.ranks, setting.training.batch_size)
     if args.measure:
         print(measure(setting, args.measure))
         return
@@ -64,15 +65,16 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{report.by_component(account, account.peak().clock)}\n\n{report.peak_in_words(account)}\n")
     print(f"{report.beside(account, card)}\n")
     cards = [card] if card else CARDS
-    answers = report.ask(setting, cards)
-    if was := report.old_estimates(setting, parts, answers):
+    answers = report.ask(setting, cards, card)
+    if was := report.old_estimates(setting, parts, answers, card):
         print("An earlier estimate, for batch 1, which was wrong, beside the account of the same batch:\n")
         print(f"{report.table(('', 'was said', 'is'), was)}\n")
     rows = report.on_cards(cards, answers)
     print(f"{report.cards_table(rows)}\n")
     if card:
         print(f"The card's bytes: {card.source}.\n{report.verification(setting, card, rows[0])}\n")
-    print(report.advice_table(report.advice(setting, account, answers)))
+    if advice := report.advice(setting, account, answers, card):
+        print(report.advice_table(advice))
 
 
 def names() -> str:

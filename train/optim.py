@@ -21,6 +21,8 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
+    fused: bool = False
+    """AdamW's fused kernel: it needs no temporaries as large as the gradients."""
 
     def __post_init__(self):
         if not self.learning_rate > 0 or not self.max_grad_norm > 0:
@@ -48,7 +50,10 @@ def make_adamw(parameters: Iterable[nn.Parameter], config: OptimConfig, shard: b
     make = torch.optim.AdamW
     if shard and parallel.world_size() > 1:
         from train.sharding import ShardedAdamW as make  # here, since it takes a second that few runs need
-    return make(parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
+    fused = config.fused or None  # None: torch chooses between its other two forms
+    return make(
+        parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=fused
+    )
 
 
 def kept_here(optimizer: torch.optim.Optimizer) -> dict:

@@ -21,7 +21,7 @@ SECTIONS = {
 # learning rate, since to lower it is what a run needs whose loss is not finite any more.
 SAFE = {
     "num_epochs", "max_hours", "sample_interval", "save_interval", "keep_checkpoints", "auto_batch",
-    "gradient_checkpointing", "shard_optimizer", "output_dir", "dir", "vae_path", "learning_rate",
+    "gradient_checkpointing", "shard_optimizer", "ema_on_cpu", "output_dir", "dir", "vae_path", "learning_rate",
 }  # fmt: skip
 CUT = {"batch_size", "gradient_accumulation_steps"}  # safe as long as their product stays
 

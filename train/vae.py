@@ -78,7 +78,7 @@ def train_vae(
     """Train, or go on training; the averaged model."""
     training = config.vae_training
     set_checkpointing(vae, training.gradient_checkpointing)
-    ema = EMA(vae, training.ema_decay)
+    ema = EMA(vae, training.ema_decay, training.ema_on_cpu)
     optimizer = make_adamw(vae.parameters(), training.optimizer, training.shard_optimizer)
     everyone = parallel.add_gradients(vae.parameters())
     scaler = grad_scaler(device, precision)
@@ -122,7 +122,8 @@ def train_vae(
 
     def validate(step: int) -> dict[str, float]:
         picture = folder / f"reconstructions/{step:08d}.png"
-        return write_reconstructions(ema.model, data, split.validation, picture, device)
+        with ema.averaged(vae) as averaged:
+            return write_reconstructions(averaged, data, split.validation, picture, device)
 
     inputs = Unchanged(data=fingerprint(data, split))
     state = {"inputs": inputs, "vae": vae, "ema": ema, "optimizer": optimizer, "scaler": scaler,
@@ -132,11 +133,12 @@ def train_vae(
     curves = ("loss", "reconstruction", "validation_psnr")
     setting = Setting(replace(config, vae=vae.config), "vae")
     setting = setting.of_one_process(parallel.world_size(), micro_batch.size)
-    models = [model for model in (vae, ema.model, vgg16, adversary and adversary.discriminator) if model]
+    average = None if training.ema_on_cpu else ema.model
+    models = [model for model in (vae, average, vgg16, adversary and adversary.discriminator) if model]
     optimizers = [optimizer, adversary.optimizer] if adversary else [optimizer]
     take_step = watched(take_step, setting, device, models, optimizers)
     train("VAE", training, steps, state, take_step, validate, Best("validation_psnr", max), curves, device)
-    return ema.model
+    return ema.model.to(device)
 
 
 def finish(

@@ -35,6 +35,12 @@ class CardType:
         """The best of its kernels beside the plain one (train/memory/card.py)."""
         return "flash" if self.capability >= (8, 0) else "efficient"
 
+    def head_alignment(self, half: bool) -> int:
+        """What a head's width is a multiple of for the efficient kernel (minimum_gemm_alignment, sdp_utils.cpp)."""
+        if half and self.capability >= (7, 0):
+            return 8
+        return 4 if self.capability >= (8, 0) else 1
+
     @property
     def wheel(self) -> str:
         """The builds of torch that carry kernels for it (Volta and Pascal: those for CUDA 12.6 only)."""

@@ -116,7 +116,8 @@ def components(config: Config, stage: Stage, users: int) -> list[Component]:
         half = config.vae_training.mixed_precision != "no"
         with built_on("meta"):
             vae = AutoencoderKL(config.vae)
-            parts = [Component("VAE", vae, tuple(vae.parameters()), averaged=True, half=half)]
+            averaged = not config.vae_training.ema_on_cpu
+            parts = [Component("VAE", vae, tuple(vae.parameters()), averaged, half)]
             if config.vae_loss.adversarial_weight:
                 critic = PatchDiscriminator(config.vae.image_channels)
                 parts.append(Component("discriminator", critic, tuple(critic.parameters()), half=half))
@@ -127,11 +128,11 @@ def components(config: Config, stage: Stage, users: int) -> list[Component]:
     if stage == "sample":
         return [Component("VAE", vae), Component("UNet", model.unet), Component("user encoder", model.user_encoder)]
     half = config.ldm_training.mixed_precision != "no"
-    trained = {id(p) for p in model.trained_parameters()}
+    trained, averaged = {id(p) for p in model.trained_parameters()}, not config.ldm_training.ema_on_cpu
     parts = [Component("VAE", vae)]
     for name, part in (("UNet", model.unet), ("user encoder", model.user_encoder)):
         ours = tuple(p for p in part.parameters() if id(p) in trained)
-        parts.append(Component(name, part, ours, averaged=True, half=half))
+        parts.append(Component(name, part, ours, averaged, half))
     return parts
 
 

@@ -61,14 +61,11 @@ def grid(setting: Setting) -> list[Setting]:
     start = max(FEW, setting.training.batch_size // 2)
     cached = (True, False) if setting.stage == "ldm" else (True,)
     return [
-        replace(
-            setting.with_latents(latents).with_training(
-                mixed_precision=precision, gradient_checkpointing=again, batch_size=batch
-            ),
-            optimizer=optimizer,
+        setting.with_latents(latents).with_fused(fused).with_training(
+            mixed_precision=precision, gradient_checkpointing=again, batch_size=batch
         )
-        for precision, again, latents, optimizer, batch in product(
-            ("no", "fp16", "bf16"), (False, True), cached, ("foreach", "fused"), (start, 2 * start, 4 * start)
+        for precision, again, latents, fused, batch in product(
+            ("no", "fp16", "bf16"), (False, True), cached, (False, True), (start, 2 * start, 4 * start)
         )
     ]
 
@@ -165,7 +162,7 @@ def largest(setting: Setting, card: CardType, run: Measurement) -> End:
 
 def name(setting: Setting, batch: bool = True) -> str:
     training = setting.training
-    words = [setting.stage, training.mixed_precision, setting.optimizer]
+    words = [setting.stage, training.mixed_precision, "fused" if training.optimizer.fused else "foreach"]
     words += ["checkpointing"] if training.gradient_checkpointing else []
     words += ["in-loop"] if setting.stage == "ldm" and not setting.config.latents.cache_latents else []
     return " ".join(words + [f"batch {training.batch_size}"] * batch)

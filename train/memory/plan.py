@@ -28,10 +28,19 @@ def account_of(setting: Setting) -> Account:
 
 
 def on_card(setting: Setting, card: CardType | None) -> Setting:
-    """The same run with the attention that this card has for it; of no card, the least that the run needs."""
+    """The same run with the attention that this card has for it; of no card, the least that the run needs.
+
+    Where a head is not as wide as a kernel wants it, torch takes the plain one; here, for all heads.
+    """
     precision = "no" if setting.stage == "sample" else setting.training.mixed_precision
-    flash = precision == "bf16" if card is None else precision != "no" and card.attention == "flash"
-    return replace(setting, attention="flash" if flash else "efficient")
+    if precision != "no" and (precision == "bf16" if card is None else card.attention == "flash"):
+        return replace(setting, attention="flash")
+    unet = setting.config.unet
+    odd = card and any(
+        channels // heads % card.head_alignment(precision != "no")
+        for channels, heads in zip(unet.channels, unet.heads, strict=True)
+    )
+    return replace(setting, attention="math" if odd else "efficient")
 
 
 def runs(setting: Setting, card: CardType) -> bool:
@@ -68,8 +77,6 @@ class Growth:
         self.setting = setting
         self.batch = max(FEW, setting.training.batch_size)
         self.few = account_of(setting.with_training(batch_size=self.batch))
-        self._found: dict[int, int] = {}
-        """Largest batches by the bytes that they have to fit in."""
 
     @cached_property
     def slope(self) -> np.ndarray:
@@ -103,38 +110,37 @@ class Growth:
     def largest(self, card: CardType) -> int:
         """The largest micro-batch that the allocator can serve on this card, 0 where none is.
 
-        It fits, and the next one does not.
+        It fits, and the next one does not. Fragmentation makes holes: of two batches the larger may fit and the
+        smaller not. So it is looked for from above, in steps of 1% of what the bytes alone would allow.
         """
         limit = room(card)
-        low, high = FEW - 1, self.bound(limit) + 1  # the second does not fit, the first is not asked
-        guess, step = self._guess(limit), 1
-        while high - low > 1:
-            batch = guess if low < guess < high else (low + high) // 2
-            if _serves(self._replay, self.sizes(batch), limit):
-                low, guess = batch, batch + step
-            else:
-                high, guess = batch, batch - step
-            step *= 2
-        if low < FEW:
-            return int(fits(self.account(1), card))
-        self._found[limit] = low
-        return low
+        bound = self.bound(limit)
+        step = max(bound // 100, 1)
 
-    def _guess(self, limit: int) -> int:
-        """Between the two cards next to it; else what fragmentation, usually, leaves of the bound."""
-        below = max((known for known in self._found if known <= limit), default=None)
-        above = min((known for known in self._found if known >= limit), default=None)
-        if below is None or above is None:
-            return int((0.87 if self.setting.training.gradient_checkpointing else 0.97) * self.bound(limit))
-        return round(np.interp(limit, [below, above], [self._found[below], self._found[above]]))
+        def serves(batch: int) -> bool:
+            return _serves(self._replay, self.sizes(batch), limit)
+
+        # Where fragmentation usually leaves off; from there up to what does not fit, or down to what does.
+        batch = max(int((0.9 if self.setting.training.gradient_checkpointing else 0.98) * bound), FEW)
+        if batch <= bound and serves(batch):
+            low, high = batch, batch + step
+            while high <= bound and serves(high):
+                low, high = high, high + step
+        else:
+            low, high = batch - step, batch
+            while low >= FEW and not serves(low):
+                low, high = low - step, low
+        low, high = max(low, FEW - 1), min(high, bound + 1)  # the second does not fit, the first is not asked
+        while high - low > 1:
+            batch = (low + high) // 2
+            low, high = (batch, high) if serves(batch) else (low, batch)
+        return low if low >= FEW else int(fits(self.account(1), card))
 
 
 def largest_batches(setting: Setting, cards: Sequence[CardType]) -> list[int]:
     """The largest micro-batch on each of these cards, which have the same kernels."""
     growth = Growth(on_card(setting, cards[0]))
-    smallest, *between = sorted(cards, key=room)
-    largest = {card: growth.largest(card) for card in (smallest, *reversed(between))}  # the ends first
-    return [largest[card] for card in cards]
+    return [growth.largest(card) for card in cards]
 
 
 def fits_traced(setting: Setting, batch: int, card: CardType) -> bool:
@@ -161,22 +167,22 @@ def levers(setting: Setting) -> list[Lever]:
     flips = config.data.horizontal_flip or config.data.vertical_flip
     if setting.stage == "ldm" and not config.latents.cache_latents and not flips:
         found.append(Lever("cache_latents", "nothing; faster", lambda s: s.with_latents(True)))
-    if setting.optimizer == "foreach":
-        found.append(Lever("fused optimizer", "nothing", lambda s: replace(s, optimizer="fused")))
-    if training.mixed_precision == "no":
-        half = Lever("mixed_precision fp16", "nothing; faster", lambda s: s.with_training(mixed_precision="fp16"))
-        found.append(half)
+    if not training.optimizer.fused:
+        found.append(Lever("optimizer.fused", "nothing", lambda s: s.with_fused(True)))
+    if training.mixed_precision != "fp16":
+        found.append(Lever("mixed_precision fp16", "nothing; faster than fp32",
+                           lambda s: s.with_training(mixed_precision="fp16")))  # fmt: skip
     if training.batch_size > 1:
         found.append(Lever("batch_size 1, accumulated", "slower; same gradient", alone))
     if not training.gradient_checkpointing:
         again = Lever("gradient_checkpointing", "a second forward pass",
                       lambda s: s.with_training(gradient_checkpointing=True))  # fmt: skip
         found.append(again)
-    if setting.ema_on_card:
-        found.append(Lever("EMA on the CPU", "a copy of the weights over the bus in each step",
-                           lambda s: replace(s, ema_on_card=False)))  # fmt: skip
-    if setting.ranks == 1:
-        found.append(Lever("optimizer state on 2 cards", "a second card", lambda s: replace(s, ranks=2)))
+    if not training.ema_on_cpu:
+        found.append(Lever("ema_on_cpu", "a copy of the weights over the bus in each step",
+                           lambda s: s.with_training(ema_on_cpu=True)))  # fmt: skip
+    if setting.processes == 1:
+        found.append(Lever("shard_optimizer on 2 cards", "a second card", _on_two_cards))
     if setting.stage == "ldm" and config.user_encoder.tokens_per_user > 1:
         found.append(Lever("tokens_per_user 1", "a new model, with one token for each user", _one_token))
     return found
@@ -185,6 +191,10 @@ def levers(setting: Setting) -> list[Lever]:
 def alone(setting: Setting) -> Setting:
     """The same window, one sample at a time."""
     return setting.with_training(batch_size=1, gradient_accumulation_steps=setting.training.window)
+
+
+def _on_two_cards(setting: Setting) -> Setting:
+    return setting.with_training(shard_optimizer=True).of_one_process(2, setting.training.batch_size)
 
 
 def _one_token(setting: Setting) -> Setting:
@@ -212,4 +222,4 @@ def cheapest_that_fits(setting: Setting, card: CardType) -> list[str] | None:
 def _fits_with(pulled: list[Lever], setting: Setting, card: CardType) -> bool:
     for lever in pulled:
         setting = lever.pull(setting)
-    return fits(account_of(on_card(setting, card)), card)
+    return runs(setting, card) and fits(account_of(on_card(setting, card)), card)

@@ -58,11 +58,10 @@ def title(setting: Setting, card: CardType | None) -> str:
     training, config = setting.training, setting.config
     words = [f"stage {setting.stage}", f"batch {training.batch_size}"]
     if setting.stage != "sample":
-        # fmt: off
+        form = "fused" if training.optimizer.fused else "foreach"
         words += [f"x {training.gradient_accumulation_steps} accumulated", f"precision {training.mixed_precision}",
-                  f"checkpointing {'on' if training.gradient_checkpointing else 'off'}",
-                  f"AdamW {setting.optimizer}", *([f"over {setting.ranks} cards"] if setting.ranks > 1 else [])]
-        # fmt: on
+                  f"checkpointing {'on' if training.gradient_checkpointing else 'off'}", f"AdamW {form}"]  # fmt: skip
+        words += [f"one of {setting.processes} cards"] if setting.processes > 1 else []
     if setting.stage == "ldm":
         words.append("cached latents" if config.latents.cache_latents else "latents in the loop")
     where = f"on {card.name}" if card else "on any card"
@@ -84,6 +83,8 @@ def exact(setting: Setting, parts: list[Component]) -> str:
     rows.append(["total", f"{sum(part.parameters for part in parts):,}", *map(mib, sums)])
     headings = ("MiB", "parameters", "weights", "gradients", "optimizer state", "EMA", "half copies")
     text = [table(headings, rows), f"\n{sum(sums):,} bytes = {gib(sum(sums))} GiB: exact, before any activation."]
+    if setting.ranks > 1:
+        text.append(f"The optimizer's state is that of all {setting.ranks} cards, which divide it.")
     if idle := without_effect(setting.config, parts):
         text.append(
             f"One context token leaves {idle:,} parameters of the UNet without effect"
@@ -92,13 +93,15 @@ def exact(setting: Setting, parts: list[Component]) -> str:
     return "\n".join(text)
 
 
-def old_estimates(setting: Setting, parts: list[Component], answers: "Answers") -> list[tuple[str, str, str]]:
+def old_estimates(
+    setting: Setting, parts: list[Component], answers: "Answers", card: CardType | None
+) -> list[tuple[str, str, str]]:
     """What users were told about these models (at batch 1), beside what is the case."""
     rows = [("parameters of the VAE", "~50M", f"{p.parameters:,}") for p in parts if p.parameters == VAE]
     unets = [part for part in parts if part.parameters == MEDIUM_UNET]
     if not unets or setting.stage != "ldm":
         return rows
-    seen = answers.runs[alone(setting)]
+    seen = answers.runs[on_card(alone(setting), card)]
     return [
         *rows,
         ("parameters of the UNet", "~200M", f"{unets[0].parameters:,}"),
@@ -143,15 +146,15 @@ def beside(account: Account, card: CardType | None) -> str:
     return "\n".join([beside, "\nWhere that is from:\n", *sources])
 
 
-VARIANTS = {"largest_batch": "as it is", "largest_batch_checkpointed": "with checkpointing"}
+VARIANTS = {"largest_batch": "without checkpointing", "largest_batch_checkpointed": "with checkpointing"}
 
 
 def variants(setting: Setting) -> dict[str, Setting]:
     """The runs whose largest batch is of interest."""
-    found = {"largest_batch": setting}
-    if setting.stage != "sample" and not setting.training.gradient_checkpointing:
-        found["largest_batch_checkpointed"] = setting.with_training(gradient_checkpointing=True)
-    return found
+    if setting.stage == "sample":
+        return {"largest_batch": setting}
+    plain, again = (setting.with_training(gradient_checkpointing=each) for each in (False, True))
+    return {"largest_batch": plain, "largest_batch_checkpointed": again}
 
 
 @dataclass(frozen=True)
@@ -171,40 +174,47 @@ class Answers:
     """What takes traces of its own."""
 
     cards: dict[CardType, dict]
-    """Does it fit, what is left, the largest micro-batch, and what would make it fit; of cards that can run it."""
+    """Does it fit, what is left, the largest micro-batch, and what would make it fit."""
     runs: dict[Setting, Seen]
     """With each lever pulled alone, and at batch 1."""
 
 
-def ask(setting: Setting, cards: Sequence[CardType]) -> Answers:
-    """All of it in one round, so that no core waits; what needs the same trace is one question."""
+def ask(setting: Setting, cards: Sequence[CardType], card: CardType | None) -> Answers:
+    """All of it in one round, so that no core waits; what needs the same trace is one question.
+
+    Levers are pulled on `card`.
+    """
     alike: dict[Setting, list[CardType]] = {}  # by their kernels
-    for card in cards:
-        if runs(setting, card):
-            alike.setdefault(on_card(setting, card), []).append(card)
-    others = dict.fromkeys([*(lever.pull(setting) for lever in levers(setting)), alone(setting)])
+    for each in cards:
+        alike.setdefault(on_card(setting, each), []).append(each)
+    pulled = [*(lever.pull(setting) for lever in levers(setting)), alone(setting)]
+    others = dict.fromkeys(on_card(other, card) for other in pulled)
     grown = {
-        variant: (name, alike[ours])
+        variant: (ours, name, alike[ours])
         for ours in sorted(alike, key=lambda ours: -len(alike[ours])) for name, variant in variants(ours).items()
     }  # fmt: skip
-    questions = [partial(_of_cards, variant, *of, variant in others) for variant, of in grown.items()]
+    questions = [partial(_of_cards, *of, variant, variant in others) for variant, of in grown.items()]
     questions += [partial(_of_run, other) for other in others if other not in grown]
     found = Answers({}, {})
     for answer in on_all_cores(questions):
-        for card, row in answer.cards.items():
-            found.cards.setdefault(card, {}).update(row)
+        for each, row in answer.cards.items():
+            found.cards.setdefault(each, {}).update(row)
         found.runs.update(answer.runs)
     return found
 
 
-def _of_cards(variant: Setting, name: str, cards: list[CardType], seen: bool) -> Answers:
-    """Of cards that have the same kernels."""
-    rows = {card: {name: batch} for card, batch in zip(cards, largest_batches(variant, cards), strict=True)}
-    for card in cards if name == "largest_batch" else ():
-        account = account_of(variant)
-        rows[card] |= {"fits": fits(account, card), "left": room(card) - served(account).peak_reserved}
-        if not rows[card]["fits"]:
-            rows[card]["fits_with"] = cheapest_that_fits(variant, card)
+def _of_cards(ours: Setting, name: str, cards: list[CardType], variant: Setting, seen: bool) -> Answers:
+    """Of cards that have the same kernels: the largest batch of a variant; of the run itself, how it fits besides."""
+    able = [card for card in cards if runs(ours, card)]
+    rows: dict[CardType, dict] = {card: {} for card in cards}
+    for card, batch in zip(able, largest_batches(variant, able) if able else [], strict=True):
+        rows[card][name] = batch
+    for card in cards if variant == ours else ():
+        if card in able:
+            account = account_of(ours)
+            rows[card] |= {"fits": fits(account, card), "left": room(card) - served(account).peak_reserved}
+        if not rows[card].get("fits"):
+            rows[card]["fits_with"] = cheapest_that_fits(ours, card)
     return Answers(rows, _of_run(variant).runs if seen else {})
 
 
@@ -219,8 +229,8 @@ def on_cards(cards: Sequence[CardType], answers: Answers) -> list[dict]:
     """What is known of each card, and what was found."""
     return [
         {"card": card.name, "bytes": card.bytes, "bytes_from": card.source, "capability": card.capability,
-         "attention": card.attention, "bf16": card.bf16, "wheel": card.wheel, "runs": card in answers.cards}
-        | answers.cards.get(card, {})
+         "attention": card.attention, "bf16": card.bf16, "wheel": card.wheel, "runs": "fits" in answers.cards[card]}
+        | answers.cards[card]
         for card in cards
     ]  # fmt: skip
 
@@ -237,7 +247,7 @@ def cards_table(rows: list[dict]) -> str:
                 "bf16", "wheel")  # fmt: skip
     text = [table(headings, cells)]
     for row in rows:
-        if row["runs"] and not row["fits"]:
+        if not row.get("fits"):
             names = row["fits_with"]
             text.append(f"\n{row['card']}: " + (f"fits with {', '.join(names)}." if names else "no set of these fits."))
     return "\n".join(text)
@@ -256,11 +266,11 @@ def verification(setting: Setting, card: CardType, row: dict) -> str:
     )
 
 
-def advice(setting: Setting, account: Account, answers: Answers) -> list[dict]:
+def advice(setting: Setting, account: Account, answers: Answers, card: CardType | None) -> list[dict]:
     """What each lever, pulled alone and traced, would save, the largest saving first."""
     now, rows = served(account), []
     for lever in levers(setting):
-        then = answers.runs[lever.pull(setting)]
+        then = answers.runs[on_card(lever.pull(setting), card)]
         rows.append({"lever": lever.name, "cost": lever.cost, "allocated": now.peak_allocated - then.allocated,
                      "reserved": now.peak_reserved - then.reserved})  # fmt: skip
     return sorted(rows, key=lambda row: -row["allocated"])
@@ -277,7 +287,7 @@ def advice_table(rows: list[dict]) -> str:
 def as_dictionary(setting: Setting, parts: list[Component], account: Account, card: CardType | None) -> dict:
     """All that the tables say, in bytes."""
     peak, cards = account.peak(), [card] if card else CARDS
-    answers = ask(setting, cards)
+    answers = ask(setting, cards, card)
     return {
         "measured": False,
         "stage": setting.stage,
@@ -292,9 +302,9 @@ def as_dictionary(setting: Setting, parts: list[Component], account: Account, ca
         "modules_at_peak": account.modules(peak.clock, depth=99),
         "end_of_forward": [int(account.live()[clock]) for clock in account.forward_ends],
         "beside": [asdict(line) for line in lines(account, card)],
-        "old_estimates": old_estimates(setting, parts, answers),
+        "old_estimates": old_estimates(setting, parts, answers, card),
         "cards": on_cards(cards, answers),
-        "advice": advice(setting, account, answers),
+        "advice": advice(setting, account, answers, card),
     }
 
 
@@ -308,6 +318,7 @@ def write_modules(account: Account, path: Path) -> None:
 
 
 def card_named(name: str) -> CardType | None:
+    """None where it is none of them, or could be several."""
     wanted = name.lower().replace(" ", "").replace("-", "")
-    found = [card for card in CARDS if card.name.lower().replace("-", "").startswith(wanted)]
-    return found[0] if found else None
+    found = [card for card in CARDS if wanted and card.name.lower().replace("-", "").startswith(wanted)]
+    return found[0] if len(found) == 1 else None

@@ -85,7 +85,8 @@ def stand(
     adversary: Adversary | None = None,
 ) -> Standing:  # fmt: skip
     """Bring these models to where a step begins. With nothing to train they only stand there."""
-    ema = EMA(model, setting.training.ema_decay) if trained and setting.ema_on_card else None
+    # On the CPU it changes places with the weights to validate: nothing of it is ever on the card.
+    ema = EMA(model, setting.training.ema_decay) if trained and not setting.training.ema_on_cpu else None
     if ema:
         parts = {**parts, "EMA": ema.model}
     trace = Unrecorded() if setting.device == "cuda" else Trace(parts, Card(), setting.device)
@@ -110,7 +111,10 @@ class Run:
         self.standing, self.device = standing, torch.device(setting.device)
         self.card = Card(setting.attention)
         self.trace = standing.trace.continued(self.card)
-        self.window = training.batch_size * min(training.gradient_accumulation_steps, TRACED_MICRO_BATCHES)
+        # DDP keeps the gradients in its buckets from step to step: they are there in the first micro-batch too, as
+        # they are in any second one.
+        pieces = max(training.gradient_accumulation_steps, 1 if setting.processes == 1 else 2)
+        self.window = training.batch_size * min(pieces, TRACED_MICRO_BATCHES)
         if self.device.type == "cuda":
             self.precision = partial(autocast, self.device)
             # A scale of 1 overflows nowhere, so that no step is left out.
@@ -175,10 +179,10 @@ def _share(parameters: list[nn.Parameter], ranks: int) -> list[nn.Parameter]:
 
 def _adamw(parameters: list[nn.Parameter], config: OptimConfig, setting: Setting) -> torch.optim.Optimizer:
     """train/optim.py's optimizer, in the form that torch takes by itself on a card only."""
-    if setting.optimizer == "fused" and setting.device == "meta":
+    if config.fused and setting.device == "meta":
         return FusedAdamW(parameters)
     optimizer = make_adamw(parameters, config)
-    optimizer.param_groups[0][setting.optimizer] = True
+    optimizer.param_groups[0]["foreach"] = not config.fused
     return optimizer
 
 

@@ -1,7 +1,6 @@
 """A run, as far as its memory depends on it."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from train.config import Config
 from train.loop import TrainingConfig
@@ -16,10 +15,8 @@ class Setting:
     users: int = 31
     attention: Attention = "efficient"
     """The best kernel of the card."""
-    optimizer: Literal["foreach", "fused"] = "foreach"
-    ranks: int = 1
-    """Cards among which the optimizer's state is divided."""
-    ema_on_card: bool = True
+    processes: int = 1
+    """That divide every window among them."""
     validates: bool = True
     """Whether what the training loop runs between steps is a part of it."""
     device: str = "meta"
@@ -33,18 +30,21 @@ class Setting:
         section = "vae_training" if self.stage == "vae" else "ldm_training"
         return replace(self, config=replace(self.config, **{section: replace(self.training, **changes)}))
 
-    def of_one_process(self, processes: int, micro_batch: int) -> "Setting":
-        """What each of the processes of a run holds: its share of the window, and of what is divided besides.
+    @property
+    def ranks(self) -> int:
+        """Cards among which the optimizer's state is divided."""
+        return self.processes if self.training.shard_optimizer else 1
 
-        Where there are several, the gradients stay in DDP's buckets from step to step: they are there in the first
-        micro-batch too, as they are in any second one.
-        """
+    def of_one_process(self, processes: int, micro_batch: int) -> "Setting":
+        """What each of the processes of a run does: its share of the window."""
         share = -(-self.training.window // processes)
-        pieces = max(-(-share // micro_batch), 1 if processes == 1 else 2)
-        ranks = processes if self.training.shard_optimizer else 1
-        return replace(self, ranks=ranks).with_training(
-            batch_size=min(micro_batch, share), gradient_accumulation_steps=pieces
+        size = min(micro_batch, share)
+        return replace(self, processes=processes).with_training(
+            batch_size=size, gradient_accumulation_steps=-(-share // size)
         )
+
+    def with_fused(self, fused: bool) -> "Setting":
+        return self.with_training(optimizer=replace(self.training.optimizer, fused=fused))
 
     def with_latents(self, cached: bool) -> "Setting":
         """Cached ones are of images that are not flipped."""
@@ -57,4 +57,4 @@ class Setting:
         same = self.with_training(
             batch_size=1, gradient_accumulation_steps=1, mixed_precision="no", gradient_checkpointing=False
         )
-        return replace(same.with_latents(True), attention="efficient", validates=True)
+        return replace(same.with_latents(True), attention="efficient", processes=self.ranks, validates=True)

@@ -42,7 +42,7 @@ def begin(setting: Setting) -> Run:
     with without_compiler():
         standing = _on_meta(setting.before_steps()) if setting.device == "meta" else _stand(setting)
         run = Run(setting, standing)
-        standing.between = _between(replace(setting.before_steps(), optimizer="foreach", ranks=1))
+        standing.between = _between(_apart_from_optimizers(setting.before_steps()))
         return run
 
 
@@ -82,12 +82,16 @@ def _between(setting: Setting) -> dict:
     return {}
 
 
+def _apart_from_optimizers(setting: Setting) -> Setting:
+    return replace(setting.with_fused(False).with_training(shard_optimizer=False), processes=1)
+
+
 def _ldm_step(setting: Setting, run: Run) -> None:
     config, training, standing = setting.config, setting.training, run.standing
     vae, model, device = standing.parts["VAE"], standing.model, run.device
     schedule, chance = make_schedule(config.schedule), generator(config.seed, "draws", 0)
     side = config.data.resolution // config.vae.downscale
-    shape = (run.window, config.vae.latent_channels, side, side)
+    shape = (training.window * setting.processes, config.vae.latent_channels, side, side)  # all draw for all
 
     def latents(posterior: Tensor) -> Tensor:
         count, pixels = len(posterior), [config.data.resolution] * 2
@@ -103,7 +107,7 @@ def _ldm_step(setting: Setting, run: Run) -> None:
             shape, config.schedule.num_train_timesteps, config.ldm_loss.condition_dropout, model.user_encoder,
             chance, device,
         )  # fmt: skip
-        users = torch.zeros(run.window, dtype=torch.long).to(device)
+        users = torch.zeros(len(draws.posterior), dtype=torch.long).to(device)
     run.step(losses)
     if not setting.validates:
         return
@@ -127,8 +131,12 @@ def _vae_step(setting: Setting, run: Run) -> None:
     side = config.data.resolution // config.vae.downscale
     pixels = (config.data.channels, config.data.resolution, config.data.resolution)
     with run.trace.during("inputs"):
-        images = torch.zeros(run.window, *pixels).to(run.device)
-        noise = torch.zeros(run.window, config.vae.latent_channels, side, side).to(run.device)
+        images = torch.zeros(training.window * setting.processes, *pixels).to(run.device)
+        noise = torch.zeros(len(images), config.vae.latent_channels, side, side).to(run.device)
+        if adversary:
+            adversary.begin_window()
+            earlier = max(training.window - run.window, 0)  # by micro-batches that are not looked at
+            adversary.fakes.append(torch.zeros(earlier, *pixels).to(run.device))
 
     def losses(part: slice) -> dict[str, Tensor]:
         scale = run.scaler.get_scale()
@@ -137,7 +145,7 @@ def _vae_step(setting: Setting, run: Run) -> None:
     run.step(losses)
     if adversary:
         with run.trace.during("forward"):
-            adversary.finish_window(images, training.batch_size, run.autocast)
+            adversary.finish_window(images[: run.window], training.batch_size, run.autocast)
             run.trace.label_gradients(adversary.discriminator.parameters())
     if not setting.validates:
         return
