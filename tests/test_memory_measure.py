@@ -1,6 +1,5 @@
 """The comparison with a card, of a card that is made up here: what a record says, and what it calls a miss."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
