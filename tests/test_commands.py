@@ -128,6 +128,17 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(runs, tmp_path, monkeyp
     assert steps == sorted(steps)
 
 
+def test_an_average_on_the_cpu_is_the_same_average_and_draws_the_same_pictures(runs):
+    flag = ["--set", "vae_training.ema_on_cpu=true", "--set", "ldm_training.ema_on_cpu=true"]
+    vae.main(flags(runs, "v_cpu", *flag))
+    assert_same_weights(runs / "v_cpu/final_model", runs / "v/final_model")
+    path = ["--vae-path", str(runs / "v/final_model"), "--sample_interval", "5"]
+    ldm.main(flags(runs, "l_cpu", *path, *flag))
+    assert_same_weights(runs / "l_cpu/final_model/unet", runs / "l/final_model/unet")
+    for name in ("samples/00000005.png", "samples/00000008.png"):
+        assert (runs / "l_cpu" / name).read_bytes() == (runs / "l" / name).read_bytes()
+
+
 def test_another_config_does_not_go_on_with_a_run(runs):
     before = (runs / "v/config.yaml").read_text()
     with pytest.raises(UserError, match=r"vae\.channels was \(8, 16\), is \(16, 16\)"):

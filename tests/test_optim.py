@@ -43,9 +43,10 @@ def test_set_learning_rate_sets_every_group():
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
 
 
-def test_adamw_takes_the_steps_of_its_paper():
+@pytest.mark.parametrize("fused", [False, True])
+def test_adamw_takes_the_steps_of_its_paper(fused):
     """Loshchilov and Hutter 2019, algorithm 2, in float64 by hand."""
-    config = OptimConfig(learning_rate=0.1, betas=(0.8, 0.95), weight_decay=0.03)
+    config = OptimConfig(learning_rate=0.1, betas=(0.8, 0.95), weight_decay=0.03, fused=fused)
     weight = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
     optimizer = make_adamw([weight], config)
     theta, m, v = weight.detach().clone(), torch.zeros(2).double(), torch.zeros(2).double()
