@@ -267,13 +267,14 @@ def verification(setting: Setting, card: CardType, row: dict) -> str:
 
 
 def advice(setting: Setting, account: Account, answers: Answers, card: CardType | None) -> list[dict]:
-    """What each lever, pulled alone and traced, would save, the largest saving first."""
+    """What each lever that saves anything would save, pulled alone and traced; the largest saving first."""
     now, rows = served(account), []
     for lever in levers(setting):
         then = answers.runs[on_card(lever.pull(setting), card)]
         rows.append({"lever": lever.name, "cost": lever.cost, "allocated": now.peak_allocated - then.allocated,
                      "reserved": now.peak_reserved - then.reserved})  # fmt: skip
-    return sorted(rows, key=lambda row: -row["allocated"])
+    saving = [row for row in rows if max(row["allocated"], row["reserved"]) > 0]
+    return sorted(saving, key=lambda row: -row["allocated"])
 
 
 def advice_table(rows: list[dict]) -> str:
