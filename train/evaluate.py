@@ -15,7 +15,7 @@ from train.data import read_image as read_pixels
 from train.device import pick_device
 from train.errors import UserError
 from train.files import write_json
-from train.pictures import image_grid, save_picture
+from train.pictures import real_and_generated, save_picture, user_labels
 from train.run_folder import CONFIG
 from train.sample import SETTINGS
 from train.split import evenly, load_split
@@ -75,12 +75,12 @@ def main(argv: list[str] | None = None) -> None:
 
 def comparison(data, rows: torch.Tensor, generated: torch.Tensor, asked_for: torch.Tensor):
     """For a few users, real images of the split `rows` on the left, generated ones on the right."""
-    lines = []
+    labels, lines = user_labels(data.user_names), []
     for user in evenly(asked_for.unique(), GRID_USERS).tolist():
         real = data.images[evenly(rows[data.user_index[rows] == user], GRID_IMAGES)]
         made = generated[asked_for == user][:GRID_IMAGES]
-        lines.append((data.user_names[user], [*real, *made]))
-    return image_grid(lines, ["real"] + [""] * (GRID_IMAGES - 1) + ["generated"])
+        lines.append((labels[user], real, made))
+    return real_and_generated(lines)
 
 
 if __name__ == "__main__":
