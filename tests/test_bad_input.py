@@ -544,6 +544,8 @@ MODELS = {
         "l/final_model/scheduler: sampling.steps is 4, but the model was trained with 3 timesteps; take "
         "fewer --steps"),
     "no config.yaml": (lambda: os.remove(f"{L}/config.yaml"), SAMPLE, "l/final_model/config.yaml does not exist"),
+    "the folder around its run": (lambda: os.rename("l", "ldm"), "sample --model .",
+        f".: {NO_LDM.replace(';', ' (did you mean ldm/final_model?);')}"),
     "images of other weights": (lambda: edit("l/generated/settings.json", weights="12ab"), EVALUATE,
         "l/generated: holds images that another model made than l/final_model; give theirs as --model, or make new "
         "ones with python -m train.sample --model l/final_model"),

@@ -190,7 +190,7 @@ def test_samples_are_written_by_user_and_judged(runs, tmp_path, capsys):
     sample.main([*common, "--users", "ID2", "ID1", "--seed", "4"])  # the same origin: it adds
     assert (out / "ID1/generated_000.png").read_bytes() == first
     assert "4 images of 2 users" in (said := capsys.readouterr().out)
-    assert "2 were there already" in said
+    assert "(2 there already)" in said
     with pytest.raises(UserError, match="holds images of other seed"):
         sample.main([*common, "--seed", "5"])
     with pytest.raises(UserError, match="holds images of other sampling"):

@@ -27,7 +27,7 @@ GRID_USERS, GRID_IMAGES = 6, 5
 def main(argv: list[str] | None = None) -> None:
     parser = cli.make_parser("evaluate", __doc__.splitlines()[0], "ldm")
     parser.add_argument("--model", type=Path, required=True, help="final_model of an LDM run")
-    parser.add_argument("--images", type=Path, help="folder that train.sample wrote (default: its default)")
+    parser.add_argument("--images", type=Path, help="folder of train.sample (default: the one it takes by itself)")
     args = parser.parse_args(argv)
     names = trained_users(args.model)
     config = cli.read_config(args, "ldm", default=args.model / CONFIG)

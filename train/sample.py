@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         for image, pixels in zip(batch, images, strict=True):
             save_picture(to_image(pixels), paths[image])
     save_picture(overview(folder, names, config.data), folder / "grid.png")
-    already = f" ({len(paths) - len(missing)} were there already)" if len(missing) < len(paths) else ""
+    already = f" ({len(paths) - len(missing)} there already)" if len(missing) < len(paths) else ""
     said = f"{counted(len(paths), 'image')} of {counted(len(users), 'user')} in {folder}{already}"
     print(f"{said}; in one picture: {folder}/grid.png")
 
