@@ -40,8 +40,8 @@ class SamplingConfig:
             raise ValueError(f"eta is {self.eta}; it must be from 0 to 1")
         if self.eta > 0 and self.sampler != "ddim":
             raise ValueError(f"eta is {self.eta}, which only the sampler ddim uses, not {self.sampler}")
-        if not self.guidance >= 0:
-            raise ValueError(f"guidance is {self.guidance}; it must not be negative")
+        if not 0 <= self.guidance <= 1000:
+            raise ValueError(f"guidance is {self.guidance}; it must be from 0 to 1000")
         low, high = self.guidance_interval or (0, 1)
         if not 0 <= low < high:
             raise ValueError(f"guidance_interval is {self.guidance_interval}; it must be 0 <= low < high")

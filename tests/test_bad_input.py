@@ -42,6 +42,8 @@ COMMANDS = {
 VAE = "vae --config tiny.yaml --data_dir data --output_dir new"
 LDM = "ldm --config tiny.yaml --data_dir data --vae_path v/final_model --output_dir new"
 SAMPLE = "sample --model l/final_model --output_dir new"
+EVALUATE = "evaluate --model l/final_model --images l/generated"
+NO_LDM = "there is no trained LDM here; run make train-ldm, or give the final_model folder of one"
 RESUME_VAE = "vae --config tiny.yaml --data_dir data --output_dir v --num_epochs 1"
 RESUME_LDM = "ldm --config tiny.yaml --data_dir data --vae_path v/final_model --output_dir l --num_epochs 1"
 
@@ -82,7 +84,8 @@ def trained(tmp_path_factory) -> Path:
         patch.chdir(folder)
         for number in range(12):
             picture(f"data/{('ID1', 'ID2', 'ID10')[number % 3]}/{number // 3}.png", number)
-        for line in (VAE.replace("new", "v"), LDM.replace("new", "l"), "sample --model l/final_model --num_images 1"):
+        made = SAMPLE.replace("new", "l/generated --num_images 1")
+        for line in (VAE.replace("new", "v"), LDM.replace("new", "l"), made):
             command, *arguments = shlex.split(line)
             COMMANDS[command].main([*arguments, *(["--num_epochs", "1"] if command != "sample" else [])])
     return folder
@@ -515,7 +518,7 @@ MODELS = {
         "--resolution 18: data.resolution 18 cannot be halved 2 times by a VAE of 3 levels; use a multiple "
         "of 4"),
     "no UNet": (lambda: shutil.rmtree(f"{L}/unet"), SAMPLE, "l/final_model/unet/config.json: there is no such file"),
-    "no users": (lambda: os.remove(f"{L}/users.json"), SAMPLE, "l/final_model/users.json: there is no such file"),
+    "no users": (lambda: os.remove(f"{L}/users.json"), SAMPLE, f"l/final_model: {NO_LDM}"),
     "an empty list of users": (lambda: edit(f"{L}/users.json", users=[]), SAMPLE,
         "l/final_model/users.json: names no user"),
     "a user that leaves the folder": (lambda: edit(f"{L}/users.json", users=["ID1", "ID2", "../x"]), SAMPLE,
@@ -541,10 +544,15 @@ MODELS = {
         "l/final_model/scheduler: sampling.steps is 4, but the model was trained with 3 timesteps; take "
         "fewer --steps"),
     "no config.yaml": (lambda: os.remove(f"{L}/config.yaml"), SAMPLE, "l/final_model/config.yaml does not exist"),
-    "a split that is none": (lambda: Path(f"{L}/split.json").write_text("{}"), "evaluate --model l/final_model",
+    "the folder around its run": (lambda: os.rename("l", "ldm"), "sample --model .",
+        f".: {NO_LDM.replace(';', ' (did you mean ldm/final_model?);')}"),
+    "images of other weights": (lambda: edit("l/generated/settings.json", weights="12ab"), EVALUATE,
+        "l/generated: holds images that another model made than l/final_model; give theirs as --model, or make new "
+        "ones with python -m train.sample --model l/final_model"),
+    "a split that is none": (lambda: Path(f"{L}/split.json").write_text("{}"), EVALUATE,
         "l/final_model/split.json: is not a saved split; delete it to have it made again"),
     "a generated image truncated": (
-        lambda: truncate("l/generated/ID1/generated_000.png", 100), "evaluate --model l/final_model",
+        lambda: truncate("l/generated/ID1/generated_000.png", 100), EVALUATE,
         "l/generated/ID1/generated_000.png: cannot be read (image file is truncated..."),
     "another VAE for the same run": (
         lambda: weights(V, lambda w: w["encoder.conv_in.bias"].add_(1)), RESUME_LDM,
@@ -650,9 +658,11 @@ LINES = {
         "v/final_model: the VAE has 4 channels where unet.latent_channels is 8",
     f"{LDM} --output_dir v": "v: holds a run of python -m train.vae; use another output_dir",
     "sample": "the following arguments are required: --model",
-    "sample --model nowhere": "nowhere/users.json: there is no such file",
-    "sample --model v/final_model": "v/final_model/users.json: there is no such file",
-    "sample --model l": "l/users.json: there is no such file (did you mean l/final_model?)",
+    "sample --model nowhere": f"nowhere: {NO_LDM}",
+    "sample --model tiny.yaml": f"tiny.yaml: {NO_LDM}",
+    "sample --model v": f"v: {NO_LDM}",
+    "sample --model v/final_model": f"v/final_model: {NO_LDM}",
+    "sample --model l": f"l: {NO_LDM.replace(';', ' (did you mean l/final_model?);')}",
     f"{SAMPLE} --users": "argument --users: expected at least one argument",
     f"{SAMPLE} --users ''": "--users '': not a user of this model; it knows ID1, ID2, ID10",
     f"{SAMPLE} --users ID11": "--users 'ID11': not a user of this model (did you mean ID1?); it knows ID1, ID2, ID10",
@@ -661,7 +671,10 @@ LINES = {
     f"{SAMPLE} --steps 0": "--steps 0: section sampling: steps is 0; it must be at least 1",
     f"{SAMPLE} --steps 2000": "--steps 2000 and l/final_model/config.yaml, line ...",
     f"{SAMPLE} --steps ''": "--steps: needs a value, not an empty one",
-    f"{SAMPLE} --guidance -1": "--guidance -1: section sampling: guidance is -1.0; it must not be negative",
+    f"{SAMPLE} --guidance -1": "--guidance -1: section sampling: guidance is -1.0; it must be from 0 to 1000",
+    f"{SAMPLE} --guidance 1e9": (
+        "--guidance 1e9: section sampling: guidance is 1000000000.0; it must be from 0 to 1000"
+    ),
     f"{SAMPLE} --guidance nan": "--guidance nan: sampling.guidance must be a finite number, not nan",
     f"{SAMPLE} --guidance much": "--guidance much: sampling.guidance must be a finite number, not much",
     f"{SAMPLE} --sampler dpmm": (
@@ -673,6 +686,8 @@ LINES = {
         "spacing linspace would start at timestep 0, the least noisy one"
     ),
     f"{SAMPLE} --num_images 0": "--num_images 0: must be at least 1",
+    f"{SAMPLE} --num_images 100000000":
+        "--num_images 100000000: must be at most 100000; take several seeds for more",
     f"{SAMPLE} --num_images few": "argument --num_images/--num-images: invalid int value: 'few'",
     f"{SAMPLE} --seed -1": "--seed -1: must be at least 0",
     f"{SAMPLE} --resolution 32": (
@@ -683,12 +698,18 @@ LINES = {
     f"{SAMPLE} --output_dir tiny.yaml/new": "tiny.yaml/new/settings.json: cannot be written (Not a directory)",
     f"{SAMPLE} --output_dir l/generated --seed 5":
         "l/generated: holds images of other seed; give another --output_dir",
-    "evaluate --model nowhere": "nowhere/config.yaml does not exist",
-    "evaluate --model l/final_model --images nowhere":
-        "nowhere: is not a folder that train.sample wrote; make one with python -m train.sample",
-    "evaluate --model l/final_model --images data":
-        "data: is not a folder that train.sample wrote; make one with python -m train.sample",
-    "evaluate --model l/final_model --data_dir nowhere":
+    "evaluate --model nowhere": f"nowhere: {NO_LDM}",
+    "evaluate --model .": f".: {NO_LDM}",
+    "evaluate --model l/final_model": "l/generated/dpm4_guidance1.5_seed0_...",
+    "evaluate --model l/final_model --images nowhere": (
+        "nowhere: is not a folder that train.sample wrote; make them with python -m train.sample --model "
+        "l/final_model"
+    ),
+    "evaluate --model l/final_model --images data": (
+        "data: is not a folder that train.sample wrote; make them with python -m train.sample --model "
+        "l/final_model"
+    ),
+    f"{EVALUATE} --data_dir nowhere":
         "nowhere: no such folder; data.dir is what holds a folder of images per user",
     "memcheck --config tiny.yaml --stage train":
         "argument --stage: invalid choice: 'train' (choose from ...",
@@ -760,7 +781,7 @@ def test_users_of_any_legal_name_go_through_every_command(tmp_path, monkeypatch,
     ):  # fmt: skip
         status, said = call(line, monkeypatch, capsys)
         assert (status or 0, said) == (0, "")
-    made = {str(path.relative_to("l 🚶/generated").parent) for path in Path("l 🚶/generated").glob("*/*.png")}
+    made = {path.parent.name for path in Path("l 🚶/generated").glob("*/*/generated_000.png")}
     assert made == set(NAMES)
     status, said = call("sample --model 'l 🚶/final_model' --num_images 1 --users=-x", monkeypatch, capsys)
     assert (status or 0, said) == (0, "")

@@ -201,7 +201,7 @@ def test_samples_are_written_by_user_and_judged(runs, tmp_path, capsys):
     sample.main([*common, "--users", "ID2", "ID1", "--seed", "4"])  # the same origin: it adds
     assert (out / "ID1/generated_000.png").read_bytes() == first
     assert "4 images of 2 users" in (said := capsys.readouterr().out)
-    assert "2 were there already" in said
+    assert "(2 there already)" in said
     with pytest.raises(UserError, match="holds images of other seed"):
         sample.main([*common, "--seed", "5"])
     with pytest.raises(UserError, match="holds images of other sampling"):
@@ -210,6 +210,58 @@ def test_samples_are_written_by_user_and_judged(runs, tmp_path, capsys):
     result = json.loads((out / "evaluation.json").read_text())
     assert (result["generated_images"], result["real_images"]) == (6, 3)
     assert "recognised" in capsys.readouterr().out
+
+
+def test_every_question_has_a_default_folder_of_its_own_and_the_judge_finds_that_of_the_model(runs, tmp_path, capsys):
+    """`make train-ldm` after more epochs, and another seed: nothing is refused, and nothing written over."""
+    shutil.copytree(runs / "l/final_model", tmp_path / "final_model")
+    model = ["--model", str(tmp_path / "final_model")]
+    interval = ["--set", "sampling.guidance_interval=[0.1, 5.0]"]
+    with pytest.raises(UserError, match="images are not there yet; make them with"):
+        evaluate.main(model)
+    made = []
+    for more in ([], ["--seed", "4"], ["--guidance", "3"], interval, []):
+        if made and not more:  # more epochs
+            unet = pretrained.load(tmp_path / "final_model/unet")
+            torch.nn.init.normal_(unet.conv_in.bias)
+            pretrained.save(unet, tmp_path / "final_model/unet")
+        before = {path: path.read_bytes() for path in (tmp_path / "generated").rglob("*") if path.is_file()}
+        for _ in range(2):
+            sample.main([*model, "--num_images", "1", *more])
+        assert {path: path.read_bytes() for path in before} == before
+        (new,) = set((tmp_path / "generated").iterdir()) - set(made)
+        assert str(new) in capsys.readouterr().out
+        made.append(new)
+    evaluate.main(model)
+    assert [(folder / "evaluation.json").is_file() for folder in made] == [False] * 4 + [True]
+    with pytest.raises(UserError, match="holds images that another model made"):
+        evaluate.main([*model, "--images", str(made[0])])
+
+
+def test_the_grid_shows_what_the_folder_holds_and_an_interrupted_sampling_keeps_what_it_has(
+    runs, tmp_path, monkeypatch, capsys
+):
+    common = ["--model", str(runs / "l/final_model"), "--output_dir", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        whole = sample.generate
+
+        def killed_in_the_second_batch(*args):
+            if list(tmp_path.rglob("generated_*.png")):
+                raise Killed
+            return whole(*args)
+
+        patch.setattr(sample, "generate", killed_in_the_second_batch)
+        with pytest.raises(Killed):
+            sample.main([*common, "--num_images", "3"])
+    assert len(list(tmp_path.rglob("generated_*.png"))) == 4
+    sample.main([*common, "--num_images", "3"])
+    capsys.readouterr()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.png")}
+    sample.main([*common, "--users", "ID1", "--num_images", "1"])
+    said = capsys.readouterr()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == before
+    assert "1 image of 1 user in" in said.out
+    assert said.err == ""  # no bar
 
 
 def test_an_unknown_user_is_answered_with_the_nearest_names(runs, tmp_path):

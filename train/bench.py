@@ -15,6 +15,7 @@ from train import cli
 from train.device import pick_device
 from train.diffusers_config import unet_to_diffusers
 from train.errors import UserError
+from train.progress import progress
 
 ROUNDS = 10
 
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
         theirs(sample, 500, context, class_labels=labels).sample.square().mean().backward()
 
     times: dict[str, list[float]] = {"ours": [], "diffusers": []}
-    for round_ in range(ROUNDS + 1):
+    for round_ in progress(range(ROUNDS + 1), desc="bench", unit="round"):
         for name, step in (("ours", step_ours), ("diffusers", step_theirs)):
             elapsed = seconds(step, device)
             if round_:  # the first round warms up

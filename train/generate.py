@@ -3,7 +3,7 @@
 Shapes: N images, B of them at a time, Z h w latents, I image channels, H W image, L D context.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -26,19 +26,18 @@ def generate(
     images: Sequence[tuple[int, int]],
     seed: int,
     batch_size: int,
-    wrap: Callable[[Iterable], Iterable] = iter,
 ) -> Tensor:
     """One image for each (user, number) of `images`: uint8 (N, I, H, W).
 
     An image's noise depends on the seed, the user and the number only, so it is the same image whatever the
-    batch. Models must be in evaluation mode and on one device; `wrap` may show progress over the batches.
+    batch. Models must be in evaluation mode and on one device.
     """
     device = next(model.parameters()).device
     side = model.unet.config.sample_size
     shape = (model.unet.config.latent_channels, side, side)
     batches = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
     pixels = []
-    for batch in wrap(batches):
+    for batch in batches:
         chances = [generator(seed, "images", user, number) for user, number in batch]
 
         def draw_noise(chances: list[torch.Generator] = chances) -> Tensor:

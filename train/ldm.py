@@ -32,7 +32,7 @@ from train.loop import Best, total_steps, train
 from train.memory.setting import Setting
 from train.memory.watch import watched
 from train.optim import learning_rate, make_adamw, set_learning_rate
-from train.pictures import PICTURE_BATCH, image_grid, save_picture
+from train.pictures import PICTURE_BATCH, real_and_generated, save_picture, user_labels
 from train.preflight import plan_micro_batch, require_disk, require_sane_latents
 from train.randomness import generator, window_rows
 from train.run_folder import SPLIT, open_run, refuse_other_run, save_config, shared_split
@@ -197,13 +197,12 @@ def write_samples(model: UserDenoiser, vae: AutoencoderKL, config: Config, data:
     users = evenly(torch.arange(len(data.user_names)), GRID_USERS).tolist()
     wanted = [(user, number) for user in users for number in range(GRID_IMAGES)]
     images = generate(model, vae, make_schedule(config.schedule), config.sampling, wanted, config.seed, PICTURE_BATCH)
-    rows = []
+    labels, rows = user_labels(data.user_names), []
     for position, user in enumerate(users):
         real = data.images[evenly((data.user_index == user).nonzero().flatten(), GRID_IMAGES)]
         made = images[position * GRID_IMAGES : (position + 1) * GRID_IMAGES]
-        rows.append((data.user_names[user], [*real, *made]))
-    headings = ["real"] + [""] * (max(len(images) for _, images in rows) - GRID_IMAGES - 1) + ["generated"]
-    save_picture(image_grid(rows, headings), path)
+        rows.append((labels[user], real, made))
+    save_picture(real_and_generated(rows), path)
 
 
 def save_final_model(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from train import parallel
 from train.files import replacing
-from train.pictures import line_chart, save_picture
+from train.pictures import Curves, line_chart, save_picture
 
 try:
     from torch.utils.tensorboard import SummaryWriter
@@ -41,11 +41,13 @@ class RunLog:
                 self.tensorboard.add_scalar(name, value, step)
 
     def draw_curves(self, title: str, *names: str) -> None:
-        """A picture of these metrics over the optimizer steps."""
+        """A picture of these metrics over the optimizer steps: the losses in one panel, PSNR, in dB, in its own."""
         if not self.writes:
             return
-        series = {name: [(line["step"], line[name]) for line in self.lines if name in line] for name in names}
-        save_picture(line_chart(f"{title}, by optimizer step", series), self.curves_path)
+        panels: tuple[Curves, Curves] = ({}, {})
+        for name in names:
+            panels[name.endswith("psnr")][name] = [(line["step"], line[name]) for line in self.lines if name in line]
+        save_picture(line_chart(f"{title}, by optimizer step", panels), self.curves_path)
 
 
 def _read_lines(path: Path) -> list[dict]:

@@ -1,35 +1,29 @@
 """Generate images of users: `python -m train.sample --model runs/demo/ldm/final_model --users ID1 ID5 --seed 42`.
 
-Writes `USER/generated_000.png`, ... and `grid.png`. The same model, settings and seed give the same images.
+Writes `USER/generated_000.png`, ... and `grid.png`, by default into `generated/` beside the model, there into a folder
+named after settings and seed. The same model, settings and seed give the same images; what is there is not made again.
 """
 
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-
-from diffusion.sampling import SamplingConfig
 from diffusion.schedule import Schedule, make_schedule
 from nets.condition import UserConditionEncoder
 from nets.unet import UNet2DConditionModel
 from nets.vae import AutoencoderKL
 from train import cli, pretrained
 from train.config import Config
-from train.data import read_image
 from train.denoising import UserDenoiser
 from train.device import pick_device
 from train.errors import UserError, nearest
-from train.files import read_json, tensors_hash, write_json
 from train.generate import generate
-from train.pictures import image_grid, save_picture, to_image
+from train.image_folder import claim_folder, default_folder, overview, settings_of
+from train.pictures import save_picture, to_image
 from train.progress import progress
-from train.run_folder import CONFIG, is_free
+from train.run_folder import CONFIG
 
-SETTINGS = "settings.json"
 FLAGS = {flag: (f"sampling.{flag}",) for flag in ("sampler", "steps", "guidance")}
-GRID_USERS = 31
+SEED, USERS = 0, "users.json"
+MOST_IMAGES = 100_000  # of a user
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -37,41 +31,57 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", type=Path, required=True, help="final_model of an LDM run")
     parser.add_argument("--users", nargs="+", help="names of users (default: all)")
     parser.add_argument("--num_images", "--num-images", type=int, default=5, help="images of each user")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=SEED)
     for flag, (key,) in FLAGS.items():
         parser.add_argument(f"--{flag}", help=f"sets {key}")
     args = parser.parse_args(argv)
     for flag, least in (("num_images", 1), ("seed", 0)):
         if getattr(args, flag) < least:
             raise UserError(f"--{flag} {getattr(args, flag)}: must be at least {least}")
-    names = pretrained.load_users(args.model)
+    if args.num_images > MOST_IMAGES:
+        raise UserError(f"--num_images {args.num_images}: must be at most {MOST_IMAGES}; take several seeds for more")
+    names = trained_users(args.model)
     config = cli.read_config(args, "ldm", default=args.model / CONFIG, more=FLAGS)
     users = [user_index(name, names) for name in dict.fromkeys(args.users or names)]
-    folder = Path(args.output_dir) if args.output_dir else args.model.parent / "generated"
 
     device = pick_device()
     vae, model, schedule = load_models(args.model, config, len(names))
+    settings = settings_of(config.sampling, args.seed, (vae, model))
+    folder = Path(args.output_dir) if args.output_dir else default_folder(args.model, settings)
     vae, model = vae.to(device), model.to(device)
-    claim_folder(folder, config.sampling, args.seed, (vae, model))
+    claim_folder(folder, settings)
 
     paths = {
         (user, number): folder / names[user] / f"generated_{number:03d}.png"
         for user in users for number in range(args.num_images)
     }  # fmt: skip
     missing = [image for image, path in paths.items() if not path.exists()]
-    bar = partial(progress, desc="sampling", unit="batch")
-    batch_size = config.ldm_training.batch_size
-    images = generate(model, vae, schedule, config.sampling, missing, args.seed, batch_size, bar)
-    for image, pixels in zip(missing, images, strict=True):
-        save_picture(to_image(pixels), paths[image])
+    size = config.ldm_training.batch_size
+    batches = [missing[start : start + size] for start in range(0, len(missing), size)]
+    for batch in progress(batches, desc="sampling", unit="batch") if batches else ():
+        images = generate(model, vae, schedule, config.sampling, batch, args.seed, size)
+        for image, pixels in zip(batch, images, strict=True):
+            save_picture(to_image(pixels), paths[image])
+    save_picture(overview(folder, names, config.data), folder / "grid.png")
+    already = f" ({len(paths) - len(missing)} there already)" if len(missing) < len(paths) else ""
+    said = f"{counted(len(paths), 'image')} of {counted(len(users), 'user')} in {folder}{already}"
+    print(f"{said}; in one picture: {folder}/grid.png")
 
-    def read(path: Path) -> Tensor:
-        return torch.from_numpy(read_image(path, config.data.resolution, config.data.channels)).permute(2, 0, 1)
 
-    rows = [(names[user], [read(paths[user, n]) for n in range(args.num_images)]) for user in users[:GRID_USERS]]
-    save_picture(image_grid(rows), folder / "grid.png")
-    already = f" ({len(paths) - len(missing)} were there already)" if len(missing) < len(paths) else ""
-    print(f"{len(paths)} images of {len(users)} users in {folder}{already}; in one picture: {folder}/grid.png")
+def trained_users(folder: Path) -> list[str]:
+    """The users' names of a final_model. UserError where the folder is none."""
+    if not (folder / USERS).is_file():
+        near = [place for place in (folder / "final_model", folder / "ldm/final_model") if (place / USERS).is_file()]
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(
+            f"{folder}: there is no trained LDM here{hint}; run make train-ldm, or give the final_model folder of one"
+        )
+    return pretrained.load_users(folder)
+
+
+def counted(number: int, thing: str) -> str:
+    """"1 image", "2 images"."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def load_models(folder: Path, config: Config, num_users: int) -> tuple[AutoencoderKL, UserDenoiser, Schedule]:
@@ -108,21 +118,6 @@ def user_index(name: str, names: list[str]) -> int:
 
 def some(names: list[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-
-
-def claim_folder(folder: Path, sampling: SamplingConfig, seed: int, models: tuple[nn.Module, ...]) -> None:
-    """Make the folder; into one that exists only write what is in it already: images of the same origin."""
-    weights = tensors_hash(tensor for model in models for tensor in model.state_dict().values())
-    settings = {"seed": seed, "sampling": asdict(sampling), "weights": weights}
-    path = folder / SETTINGS
-    if path.is_file():
-        before = read_json(path)
-        differing = [key for key in settings if before.get(key) != settings[key]]
-        if differing:
-            raise UserError(f"{folder}: holds images of other {' and '.join(differing)}; give another --output_dir")
-    elif not is_free(folder):
-        raise UserError(f"{folder}: is not an empty folder, nor one of generated images; give another --output_dir")
-    write_json(path, settings)
 
 
 if __name__ == "__main__":
