@@ -93,7 +93,7 @@ def check_data(config: Config) -> tuple[UserImages, str]:
 def check_split(config: Config, data: UserImages) -> tuple[Split, str]:
     saved = vae_folder_of(config) / "split.json"
     split = load_split(saved, data, config.data) if saved.is_file() else make_split(data, config.data)
-    by = f"by recording ({config.data.recording_pattern})" if config.data.recording_pattern else "by file"
+    by = f"by recording ({config.data.pattern})" if config.data.pattern else "by file"
     return split, f"{len(split.train)} to train with, {len(split.validation)} to validate with, {by}"
 
 
