@@ -84,7 +84,7 @@ class DataConfig:
     @property
     def pattern(self) -> str | None:
         """The recording_pattern. Without one each file is a recording, but those of the built-in data set are known."""
-        built_in = os.path.realpath(self.dir) == os.path.realpath(BUILT_IN)
+        built_in = Path(os.path.abspath(self.dir)).match(BUILT_IN)  # the end of the path: in whatever folder
         return self.recording_pattern or (BUILT_IN_RECORDING if built_in else None)
 
 
