@@ -75,13 +75,18 @@ def make_parser(command: str, description: str, stage: str) -> Parser:
     )
     for flag, keys in flag_keys(stage).items():
         names = dict.fromkeys([f"--{flag}", f"--{flag.replace('_', '-')}"])
-        means = f"sets {' and '.join(keys)} ({strict_yaml.describe(Config, keys[0])})"
+        means = meaning(keys)
         if flag not in USED.get(command, (flag,)):
             means = argparse.SUPPRESS
         elif (command, flag) == ("sample", "output_dir"):
             means = "folder of the images (default: generated/ beside the model)"
         parser.add_argument(*names, dest=flag, default=None, help=means)
     return parser
+
+
+def meaning(keys: tuple[str, ...]) -> str:
+    """What a flag that sets these keys says in --help, as in "sets sampling.steps (a whole number)"."""
+    return f"sets {' and '.join(keys)} ({strict_yaml.describe(Config, keys[0])})"
 
 
 def read_config(
