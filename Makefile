@@ -1,16 +1,16 @@
 # `make train-ldm` alone is a full run on a fresh machine: environment, data, VAE, UNet, pictures, judgement.
 #
 #   CONFIG=configs/medium.yaml   which experiment            (trainings: configs/demo.yaml)
-#   DATA=path/to/folder          a folder of images per user (default: the built-in data set)
-#   RECORDING='^(day\d+)_'       what in a file's name tells the recording (default: each file is its own)
+#   DATA=path/to/folder          a folder of images per user (default: the config's, which is the built-in data set)
+#   RECORDING='^(day\d+)_'       what in a file's name tells the recording (default: the config's: each file is its own)
 #   OUT=runs/mine                where results go            (default: runs/<name of the config>)
-#   ARGS="--num_epochs 10"       more flags for the command
+#   ARGS="--num_epochs 10"       more flags for the named command only, not for what has to be made before it
 #   VENV=                        empty: use the Python that is there, with the torch that it has
 
 CONFIG ?= configs/demo.yaml
 NAME   := $(basename $(notdir $(CONFIG)))
 OUT    ?= runs/$(NAME)
-DATA   ?= data/simulated
+DATA   ?=
 ARGS   ?=
 VENV   ?= .venv
 TORCH  ?= torch==2.13.0
@@ -20,10 +20,19 @@ READY   := $(if $(VENV),$(VENV)/.installed)
 TOOLS   := $(if $(VENV),$(VENV)/.installed-tests)
 VAE     := $(OUT)/vae/final_model/config.json
 MODEL   := $(OUT)/ldm/final_model
-IMAGES  := $(if $(filter data/simulated,$(DATA)),data/simulated)
-# In the built-in data set a file's name begins with its recording; of yours only you know.
-RECORDING ?= $(if $(IMAGES),^(rec\d+)_,null)
-COMMON  = --config $(CONFIG) --data_dir $(DATA) --set 'data.recording_pattern=$(RECORDING)'
+# What is not given is the config's matter and not passed on. The built-in data set is made where DATA or the config
+# means it; made for nothing, for a config that has its data.dir from a base of its own, it does no harm.
+OTHER   := $(if $(DATA),,$(shell grep -sE '(^|[ {])dir:' "$(CONFIG)" | grep -v data/simulated))
+IMAGES  := $(if $(OTHER)$(filter-out $(abspath data/simulated),$(abspath $(DATA))),,data/simulated)
+override export RECORDING := $(value RECORDING)
+GIVEN   = $(if $(DATA),--data_dir "$(DATA)") $(if $(RECORDING),--set "data.recording_pattern=$$RECORDING")
+COMMON  = --config "$(CONFIG)" $(GIVEN)
+# A VAE that has been begun goes on as it was begun, whatever ARGS it had then.
+BEGUN   = --config "$(or $(wildcard $(OUT)/vae/config.yaml),$(CONFIG))" $(GIVEN)
+
+ifneq ($(words $(OUT)),1)
+$(error OUT is "$(OUT)", where Make can make nothing: give an OUT=folder without spaces)
+endif
 
 .PHONY: help setup data check memcheck train-vae train-ldm sample evaluate bench test lint clean
 .DEFAULT_GOAL := help
@@ -50,17 +59,17 @@ data/simulated: | $(READY)
 	$(PYTHON) -m train.simulate --output_dir $@
 
 check: $(READY) $(IMAGES)  ## do VAE, UNet, data and device fit together? one line each
-	$(PYTHON) -m train.check $(COMMON) --vae_path $(dir $(VAE)) $(ARGS)
+	$(PYTHON) -m train.check $(COMMON) --vae_path $(dir $(VAE)) --output_dir $(OUT)/ldm $(ARGS)
 
 memcheck: CONFIG = configs/medium.yaml
 memcheck: $(READY)  ## the memory of a training step, by component (configs/medium.yaml; no GPU needed)
-	$(PYTHON) -m train.memcheck --config $(CONFIG) $(ARGS)
+	$(PYTHON) -m train.memcheck --config "$(CONFIG)" $(ARGS)
 
 train-vae: $(READY) $(IMAGES)  ## train the VAE, or go on training it
 	$(PYTHON) -m train.vae $(COMMON) --output_dir $(OUT)/vae $(ARGS)
 
 $(VAE): | $(READY) $(IMAGES)
-	$(PYTHON) -m train.vae $(COMMON) --output_dir $(OUT)/vae
+	$(PYTHON) -m train.vae $(BEGUN) --output_dir $(OUT)/vae
 
 train-ldm: $(VAE)  ## train the UNet (and first the VAE, if there is none), generate images, judge them
 	$(PYTHON) -m train.ldm $(COMMON) --vae_path $(dir $(VAE)) --output_dir $(OUT)/ldm $(ARGS)
@@ -74,7 +83,7 @@ evaluate: $(READY)  ## does a classifier of real images recognise the generated 
 	$(PYTHON) -m train.evaluate --model $(MODEL) $(ARGS)
 
 bench: $(TOOLS)  ## speed of the UNet against that of diffusers, interleaved
-	$(PYTHON) -m train.bench --config $(CONFIG) $(ARGS)
+	$(PYTHON) -m train.bench --config "$(CONFIG)" $(ARGS)
 
 test: $(TOOLS)  ## run the tests
 	$(PYTHON) -m pytest -q $(ARGS)

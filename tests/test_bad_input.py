@@ -724,6 +724,8 @@ LINES = {
     "simulate --output_dir tiny.yaml/new --users 1": "tiny.yaml/new: cannot be made (Not a directory)",
     "simulate --output_dir new --users 0": "--users 0: must be at least 1",
     "simulate --output_dir new --seed -1": "--seed -1: must be at least 0",
+    "simulate --output_dir new --resolution 100000":
+        "--resolution 100000: must be at most 2253, a picture's radar samples",
     "simulate --output_dir new --resolution x": "argument --resolution: invalid int value: 'x'",
 }
 

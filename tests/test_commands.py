@@ -83,8 +83,21 @@ def test_check_says_yes_to_what_fits_and_no_to_what_does_not(runs, capsys):
     assert check.main(flags(runs, "new", *path, "--set", "user_encoder.num_users=5")) == 1
     assert "3 users, but user_encoder.num_users is 5" in capsys.readouterr().out
     assert check.main(flags(runs, "new", "--vae_path", str(runs / "nowhere"))) == 1
-    assert "FAIL  VAE" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "FAIL  VAE" in said
+    assert [line for line in said.splitlines() if line.startswith("skip")] == [
+        f"skip  {name}: needs what failed above" for name in ("latents", "models", "training step", "disk")
+    ]
+    assert said.endswith("1 of 9 failed: VAE; 4 skipped\n")
     assert not (runs / "new").exists()
+
+
+def test_check_says_in_a_line_that_memory_runs_out_in_a_step(runs, capsys):
+    batch = ["--vae_path", str(runs / "v/final_model"), "--batch_size", str(2**45)]
+    assert check.main(flags(runs, "new", *batch)) == 1
+    said = capsys.readouterr().out
+    assert "FAIL  training step: out of memory: " in said
+    assert said.endswith("1 of 9 failed: training step\n")
 
 
 def test_cached_latents_and_the_vae_in_the_loop_train_the_same_unet(runs):

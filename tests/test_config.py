@@ -41,11 +41,6 @@ RECORDED = (
 )
 
 
-@pytest.fixture(autouse=True)
-def _at_the_root(monkeypatch):
-    monkeypatch.chdir(ROOT)  # the default config is found from there
-
-
 def command(stage: str, *arguments: str) -> Config:
     return read_config(make_parser(stage, "", stage).parse_args(arguments), stage)
 
@@ -241,6 +236,47 @@ def test_a_command_ends_with_a_sentence_and_status_2_and_shows_a_traceback_only_
     monkeypatch.setattr("sys.argv", ["x", "--debug"])
     with pytest.raises(type(error)):
         cli.run(fails)
+
+
+def test_an_interrupted_command_promises_nothing(capsys):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as caught:
+        cli.run(interrupted)
+    assert (caught.value.code, capsys.readouterr().err) == (130, "interrupted\n")
+
+
+def test_the_default_config_is_found_from_every_folder(tmp_path, monkeypatch):
+    there = command("ldm")
+    monkeypatch.chdir(tmp_path)
+    assert command("ldm") == there == strict_yaml.load(Config, ROOT / "configs/medium.yaml")
+
+
+def help_of(name: str, stage: str = "ldm") -> str:
+    return " ".join(make_parser(name, "", stage).format_help().split())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_help_says_what_each_flag_sets_and_takes(stage):
+    said = help_of(stage, stage)
+    for flag, keys in flag_keys(stage).items():
+        assert f"--{flag}" in said
+        assert f"sets {' and '.join(keys)} (" in said
+    assert f"sets {stage}_training.mixed_precision (one of no, fp16, bf16)" in said
+    assert said.count("default: ") == 1
+    assert "YAML file (default: configs/medium.yaml)" in said
+
+
+def test_help_of_sample_and_evaluate_offers_only_flags_that_they_use():
+    said = help_of("sample")
+    assert "YAML file (default: config.yaml of the model)" in said
+    assert "--output_dir OUTPUT_DIR, --output-dir OUTPUT_DIR folder of the images (default: generated/" in said
+    assert "--num_epochs" not in said
+    assert "--data_dir" in (said := help_of("evaluate"))
+    assert "--output_dir" not in said
+    line = RECORDED.format(4, 512, 1000).split()
+    assert vars(make_parser("sample", "", "ldm").parse_args(line))["num_epochs"] == "100"  # of an old script
 
 
 @pytest.mark.parametrize(("returned", "status"), [(None, None), (0, 0), (1, 1)])

@@ -499,6 +499,12 @@ def test_a_folder_that_is_none_or_not_of_a_model_is_refused(tmp_path, saved):
     assert "holds neither" in refused(load, saved)
 
 
+def test_a_folder_with_a_variant_of_the_weights_only_is_refused_by_its_name(saved):
+    (saved / BIN).rename(saved / "diffusion_pytorch_model.fp16.safetensors")
+    message = refused(load, saved)
+    assert message.endswith(f"nor {BIN}; copy diffusion_pytorch_model.fp16.safetensors to {SAFETENSORS}")
+
+
 @pytest.mark.parametrize("value", [None, 3, "ID1", [1, 2], {"ID1": 0}])
 def test_users_that_are_no_list_of_names_are_refused(tmp_path, value):
     (tmp_path / "users.json").write_text(json.dumps({"users": value}))

@@ -1,6 +1,7 @@
 """Laws of train/simulate.py: what the physics and the file layout promise."""
 
 import dataclasses
+import errno
 import re
 
 import numpy as np
@@ -217,6 +218,26 @@ def test_a_folder_with_something_in_it_is_refused_and_left_as_it_is(tmp_path):
     with pytest.raises(UserError, match="is not an empty folder"):
         sim.main(["--output_dir", str(tmp_path), "--users", "1", "--images_per_user", "1"])
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("notes.txt", "mine")]
+
+
+def test_hidden_files_stay_in_the_folder_that_is_filled(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/.DS_Store").write_text("finder")
+    (tmp_path / "link").symlink_to("data")
+    sim.main(["--output_dir", str(tmp_path / "link"), "--users", "1", "--images_per_user", "1", "--resolution", "8"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "link"]
+    assert (tmp_path / "data/.DS_Store").read_text() == "finder"
+    assert (tmp_path / "data/ID1/rec01_00.png").is_file()
+
+
+def test_a_full_disk_is_answered_with_the_name_of_the_folder(tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(UserError, match=r"data: cannot be made \(No space left on device\)"):
+        sim.main(["--output_dir", str(tmp_path / "data"), "--users", "1", "--images_per_user", "1"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_that_dies_leaves_nothing(tmp_path, monkeypatch):

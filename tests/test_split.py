@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from train.data import DataConfig, UserImages
+from train.data import BUILT_IN_RECORDING, DataConfig, UserImages
 from train.errors import UserError
 from train.split import evenly, fingerprint, load_split, make_split, save_split
 
 BY_RECORDING = DataConfig(recording_pattern=r"_r(\d+)_", validation_fraction=0.2)
+BY_FILE = DataConfig(dir="walks")
 
 
 def images(users: int = 3, recordings: int = 10, windows: int = 4, without: str = "") -> UserImages:
@@ -49,11 +50,18 @@ def test_evenly_takes_the_first_the_last_and_what_lies_between():
 
 
 
-@pytest.mark.parametrize("config", [BY_RECORDING, DataConfig()])
+@pytest.mark.parametrize("config", [BY_RECORDING, BY_FILE])
 def test_every_image_is_on_exactly_one_side(config):
     data = images()
     split = make_split(data, config)
     assert sorted(split.train.tolist() + split.validation.tolist()) == list(range(len(data)))
+
+
+@pytest.mark.parametrize("folder", ["data/simulated", "./data/simulated/", "/my/data/simulated"])
+def test_the_recordings_of_the_built_in_data_set_need_not_be_told(folder):
+    assert DataConfig(dir=folder).pattern == BUILT_IN_RECORDING
+    assert DataConfig(dir=folder, recording_pattern="x").pattern == "x"
+    assert BY_FILE.pattern is DataConfig(dir="my_data/simulated").pattern is None
 
 
 def test_no_recording_is_on_both_sides():
@@ -191,6 +199,6 @@ def test_the_fingerprint_changes_with_every_pixel_name_user_and_split():
         fingerprint(UserImages(data.images, data.user_index, renamed, data.paths), split),
         fingerprint(UserImages(data.images, data.user_index.flip(0), data.user_names, data.paths), split),
         fingerprint(UserImages(data.images, data.user_index, data.user_names, data.paths[::-1]), split),
-        fingerprint(data, make_split(data, DataConfig(seed=1))),
+        fingerprint(data, make_split(data, DataConfig(dir="walks", seed=1))),
     ]
     assert len({same, *others}) == 6

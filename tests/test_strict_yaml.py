@@ -1,4 +1,4 @@
-"""Laws of the strict config loader. The dataclasses here are its own; it knows none of the project's."""
+"""Laws of the strict config loader. The dataclasses here are its own; of the project's it knows the folder only."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Literal
 
 import pytest
 
+from train import strict_yaml
 from train.errors import UserError
 from train.strict_yaml import dump, load
 
@@ -192,6 +193,16 @@ def test_a_base_is_relative_to_the_file_that_names_it(tmp_path):
     (tmp_path / "sub" / "middle.yaml").write_text("base: root.yaml")
     (tmp_path / "a.yaml").write_text("base: sub/middle.yaml")
     assert load(Experiment, tmp_path / "a.yaml").net == Net((32, 64))
+
+
+def test_a_base_that_is_not_beside_the_file_is_one_of_the_projects(read, monkeypatch, tmp_path):
+    (tmp_path / "configs").mkdir()
+    monkeypatch.setattr(strict_yaml, "CONFIGS", tmp_path / "configs")
+    read(NET + "steps: 2\n", name="configs/root.yaml")
+    assert read("base: root.yaml\n").steps == 2
+    assert "does not exist" in refused(read, "base: sub/root.yaml\n")
+    read(NET + "steps: 4\n", name="root.yaml")
+    assert read("base: root.yaml\n").steps == 4
 
 
 def test_an_error_in_a_base_names_the_base(read):

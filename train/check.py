@@ -29,22 +29,27 @@ T = TypeVar("T")
 
 
 class Checks:
-    """Prints a line for each check, and counts those that fail."""
+    """Prints a line for each check, and counts those that fail and those that cannot be looked at."""
 
     def __init__(self):
-        self.count = 0
+        self.count = self.skipped = 0
         self.failed: list[str] = []
 
     def __call__(self, name: str, check: Callable[..., tuple[T, str]], *needed: object) -> T | None:
         """What the check found, or None where it fails, or where one before it failed that it needs."""
         self.count += 1
+        if any(fact is None for fact in needed):
+            self.skipped += 1
+            print(f"skip  {name}: needs what failed above")
+            return None
         try:
-            if any(fact is None for fact in needed):
-                raise UserError("not looked at: it needs what failed above")
             found, sentence = check(*needed)
-        except UserError as error:
+        except (UserError, RuntimeError, MemoryError) as error:
+            reason = str(error) if isinstance(error, UserError) else cli.out_of_memory(error)
+            if not reason:
+                raise
             self.failed.append(name)
-            print(f"FAIL  {name}: {error}")
+            print(f"FAIL  {name}: {reason}")
             return None
         print(f"ok    {name}: {sentence}")
         return found
@@ -63,9 +68,10 @@ def main(argv: list[str] | None = None) -> int:
     model = check("models", check_models, config, latents, data, device)
     check("training step", check_step, config, model, latents, device, precision)
     check("disk", check_disk, config, model)
-    failed = ", ".join(check.failed)
-    print(f"{len(check.failed)} of {check.count} failed: {failed}" if failed else "everything fits together")
-    return 1 if failed else 0
+    skipped = f"; {check.skipped} skipped" if check.skipped else ""
+    failed = f"{len(check.failed)} of {check.count} failed: {', '.join(check.failed)}{skipped}"
+    print(failed if check.failed else "everything fits together")
+    return 1 if check.failed else 0
 
 
 # Each check returns what later ones need, and a sentence; it raises UserError where the answer is no.
@@ -93,7 +99,7 @@ def check_data(config: Config) -> tuple[UserImages, str]:
 def check_split(config: Config, data: UserImages) -> tuple[Split, str]:
     saved = vae_folder_of(config) / "split.json"
     split = load_split(saved, data, config.data) if saved.is_file() else make_split(data, config.data)
-    by = f"by recording ({config.data.recording_pattern})" if config.data.recording_pattern else "by file"
+    by = f"by recording ({config.data.pattern})" if config.data.pattern else "by file"
     return split, f"{len(split.train)} to train with, {len(split.validation)} to validate with, {by}"
 
 

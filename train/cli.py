@@ -14,7 +14,9 @@ from train.config import Config
 from train.errors import UserError, nearest, one_line
 from train.stopping import Stopped
 
-DEFAULT_CONFIG = Path("configs/medium.yaml")
+DEFAULT_CONFIG = strict_yaml.CONFIGS / "medium.yaml"
+# What the commands that look at a trained model use of the flags below. They take the others, and do not list them.
+USED = {"sample": ("batch_size", "output_dir"), "evaluate": ("data_dir",)}
 
 
 def flag_keys(stage: str) -> dict[str, tuple[str, ...]]:
@@ -37,13 +39,19 @@ def flag_keys(stage: str) -> dict[str, tuple[str, ...]]:
     }
 
 
+class Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Says a default only where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return super()._get_help_string(action) if action.default else action.help
+
+
 class Parser(argparse.ArgumentParser):
     """Says in one sentence what is wrong with the flags, where argparse alone lists all that there are."""
 
     def __init__(self, command: str, description: str):
         super().__init__(
-            prog=f"python -m train.{command}", description=description, allow_abbrev=False,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            prog=f"python -m train.{command}", description=description, allow_abbrev=False, formatter_class=Formatter,
         )  # fmt: skip
         self.add_argument("--debug", action="store_true", help="show where an error was raised")
 
@@ -60,14 +68,25 @@ class Parser(argparse.ArgumentParser):
 
 def make_parser(command: str, description: str, stage: str) -> Parser:
     parser = Parser(command, description)
-    parser.add_argument("--config", type=Path, default=None, help=f"YAML file (default: {DEFAULT_CONFIG})")
+    default = "config.yaml of the model" if command in USED else f"configs/{DEFAULT_CONFIG.name}"
+    parser.add_argument("--config", type=Path, default=None, help=f"YAML file (default: {default})")
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one value of the config"
     )
     for flag, keys in flag_keys(stage).items():
         names = dict.fromkeys([f"--{flag}", f"--{flag.replace('_', '-')}"])
-        parser.add_argument(*names, dest=flag, default=None, help=f"sets {' and '.join(keys)}")
+        means = meaning(keys)
+        if flag not in USED.get(command, (flag,)):
+            means = argparse.SUPPRESS
+        elif (command, flag) == ("sample", "output_dir"):
+            means = "folder of the images (default: generated/ beside the model)"
+        parser.add_argument(*names, dest=flag, default=None, help=means)
     return parser
+
+
+def meaning(keys: tuple[str, ...]) -> str:
+    """What a flag that sets these keys says in --help, as in "sets sampling.steps (a whole number)"."""
+    return f"sets {' and '.join(keys)} ({strict_yaml.describe(Config, keys[0])})"
 
 
 def read_config(
@@ -115,13 +134,20 @@ def run(main: Callable[[list[str] | None], int | None]) -> None:
         print(one_line(f"error: {where}{getattr(error, 'strerror', None) or error}"), file=sys.stderr)
         sys.exit(2)
     except (RuntimeError, MemoryError) as error:  # of a card, of torch on the CPU, of Python
-        cpu = "DefaultCPUAllocator: "
-        full = isinstance(error, torch.OutOfMemoryError | MemoryError) or cpu in str(error)
-        if "--debug" in sys.argv or not full:
+        sentence = out_of_memory(error)
+        if "--debug" in sys.argv or not sentence:
             raise
-        reason = str(error).rpartition(cpu)[2].partition("\n")[0]
-        print(f"error: out of memory: {reason}; python -m train.memcheck shows what takes how much", file=sys.stderr)
+        print(f"error: {sentence}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; started again, it goes on from its last checkpoint", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def out_of_memory(error: Exception) -> str:
+    """A sentence for memory that ran out, of a card, of torch on the CPU or of Python; "" for any other error."""
+    cpu = "DefaultCPUAllocator: "
+    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and cpu not in str(error):
+        return ""
+    reason = str(error).rpartition(cpu)[2].partition("\n")[0]
+    return f"out of memory: {reason}; python -m train.memcheck shows what takes how much"

@@ -32,6 +32,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # told by conten
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".tif", ".tiff", ".webp")
 BITS_PER_SAMPLE, PHOTOMETRIC, BLACK_IS_ZERO = 258, 262, 1  # TIFF tags, and a value of the second
 MAX_RESOLUTION = 8192  # pixels: more is a slip of the finger
+BUILT_IN, BUILT_IN_RECORDING = "data/simulated", r"^(rec\d+)_"  # of `make data`
 MAX_UNREADABLE = 0.05  # of the files; with more left out, this is not the data set that was meant
 
 # What Pillow's decoders raise on damaged files, found by damaging a million. They promise no one exception.
@@ -54,10 +55,10 @@ DECODER_ERRORS = (
 class DataConfig:
     """Where the images are, the size at which models see them, and how they are split (train/split.py)."""
 
-    dir: str = "data/simulated"
+    dir: str = BUILT_IN
     resolution: int = 128  # pixels, height and width
     channels: Literal[1, 3] = 3
-    recording_pattern: str | None = None  # regex on a file's name: group 1, or the match, is its recording
+    recording_pattern: str | None = None  # regex on a file's name: group 1, or the match, is its recording; see pattern
     validation_fraction: float = 0.1  # of each user's recordings
     horizontal_flip: bool = False  # augmentation: on a spectrogram this one reverses time
     vertical_flip: bool = False  # ... and this one the sign of Doppler
@@ -79,6 +80,12 @@ class DataConfig:
         except (re.error, OverflowError, RecursionError, FutureWarning) as error:
             message = f"recording_pattern {self.recording_pattern!r} is no regular expression: {error}"
             raise ValueError(message) from None
+
+    @property
+    def pattern(self) -> str | None:
+        """The recording_pattern. Without one each file is a recording, but those of the built-in data set are known."""
+        built_in = Path(os.path.abspath(self.dir)).match(BUILT_IN)  # the end of the path: in whatever folder
+        return self.recording_pattern or (BUILT_IN_RECORDING if built_in else None)
 
 
 # ---- folders

@@ -131,7 +131,9 @@ def _read_weights(directory: Path) -> tuple[Path, dict[str, torch.Tensor]]:
         return pickled, weights
     if tensors.is_file():
         raise UserError(f"{tensors}: reading it needs a package; run `pip install safetensors`")
-    raise UserError(f"{directory}: holds neither {tensors.name} nor {pickled.name}")
+    variants = sorted([*directory.glob(f"{WEIGHTS}.*.safetensors"), *directory.glob(f"{WEIGHTS}.*.bin")])
+    hint = f"; copy {variants[0].name} to {WEIGHTS}{variants[0].suffix}" if variants else ""  # such as .fp16.bin
+    raise UserError(f"{directory}: holds neither {tensors.name} nor {pickled.name}{hint}")
 
 
 def _present_name(key: str) -> str:

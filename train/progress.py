@@ -7,10 +7,12 @@ from typing import TextIO
 from tqdm import tqdm
 
 
-def progress(iterable: Iterable | None = None, **options) -> tqdm:
-    """A `tqdm` bar with these options."""
+def progress(iterable: Iterable | None = None, leave: bool = True, **options) -> tqdm:
+    """A `tqdm` bar with these options. A log never sees one that is not to be left there, but when it takes long."""
     on_terminal = sys.stderr.isatty()
-    return tqdm(iterable, mininterval=0.1 if on_terminal else 30.0, dynamic_ncols=on_terminal, **options)
+    interval = 0.1 if on_terminal else 30.0
+    delay = 0.0 if on_terminal or leave else interval
+    return tqdm(iterable, leave=leave, mininterval=interval, dynamic_ncols=on_terminal, delay=delay, **options)
 
 
 def say(line: str, file: TextIO | None = None) -> None:

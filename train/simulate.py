@@ -16,6 +16,7 @@ Letters: `N` times (s), `S` scatterers, `R` rows or columns of a picture. Axes: 
 """
 
 import math
+import os
 import shutil
 from dataclasses import dataclass
 from itertools import islice
@@ -33,6 +34,7 @@ WAVELENGTH = 299_792_458 / 24e9  # m, of a 24 GHz radar
 SAMPLE_RATE = 1408  # Hz; shown from -1/4 to 3/4 of it: -2.2 to 6.6 m/s, as everybody walks to the radar
 WINDOW = 64  # samples (45 ms) of one spectrum: bins of 22 Hz = 0.14 m/s
 PICTURE_SECONDS = 1.6  # about three steps
+PICTURE_SAMPLES = round(PICTURE_SECONDS * SAMPLE_RATE)
 PICTURES_PER_RECORDING = 10  # one after the other, without overlap
 UNSTEADY_SECONDS = 7  # period in which a walker is faster, then slower
 DYNAMIC_RANGE = 45  # dB below a picture's maximum that are still shown
@@ -259,9 +261,8 @@ def picture(power: np.ndarray) -> np.ndarray:
 def record(seed: int, person: int, recording: int, resolution: int = 128):
     """Yields the pictures of one recording, resolution x resolution x 3 uint8 each."""
     walker, (drawn, rng) = draw_person(seed, person), draw_recording(seed, person, recording)
-    samples = round(PICTURE_SECONDS * SAMPLE_RATE)
-    t = np.arange(samples + WINDOW) / SAMPLE_RATE
-    columns = np.arange(resolution) * samples // resolution
+    t = np.arange(PICTURE_SAMPLES + WINDOW) / SAMPLE_RATE
+    columns = np.arange(resolution) * PICTURE_SAMPLES // resolution
     for window in range(PICTURES_PER_RECORDING):
         signal = echo(walker, drawn, t + window * PICTURE_SECONDS)
         yield picture(spectrogram(add_noise(signal, drawn.snr, rng), columns, resolution))
@@ -292,25 +293,27 @@ def main(argv: list[str] | None = None) -> None:
     for flag, least in (("users", 1), ("images_per_user", 1), ("resolution", 8), ("seed", 0)):
         if getattr(args, flag) < least:
             raise UserError(f"--{flag} {getattr(args, flag)}: must be at least {least}")
+    if args.resolution > PICTURE_SAMPLES:
+        raise UserError(f"--resolution {args.resolution}: must be at most {PICTURE_SAMPLES}, a picture's radar samples")
 
-    output = args.output_dir.absolute()
+    output = Path(os.path.realpath(args.output_dir))  # of a link: what it leads to
     if not is_free(output):
         raise UserError(f"{args.output_dir}: is not an empty folder; delete it or name another --output_dir")
     part = output.with_name(f".{output.name}.part")  # renamed when whole
     shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
     try:
         part.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{args.output_dir}: cannot be made ({error.strerror})") from None
-    try:
         made = simulate(range(1, args.users + 1), args.images_per_user, args.resolution, args.seed)
         for folder, name, image in progress(made, total=args.users * args.images_per_user, unit="picture"):
             (part / folder).mkdir(exist_ok=True)
             Image.fromarray(image).save(part / folder / name, compress_level=3)
+        for hidden in output.glob(".*"):
+            hidden.replace(part / hidden.name)
         part.replace(output)
-    except BaseException:
-        shutil.rmtree(part)
-        raise
+    except OSError as error:
+        raise UserError(f"{args.output_dir}: cannot be made ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Whole recordings go to one side or the other: overlapping windows of one recording on both sides leak, and
 inflate a classifier's accuracy by 10 to 16 points. Which file belongs to which recording is read off its name
-by `DataConfig.recording_pattern`; without one, each file counts as a recording.
+by `DataConfig.pattern`; without one, each file counts as a recording.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ def make_split(data: UserImages, config: DataConfig) -> Split:
     more or less moves at most a few others. UserError where nothing could validate.
     """
     users = [data.user_names[user] for user in data.user_index.tolist()]
-    found = [recording_of(path, config.recording_pattern) for path in data.paths]
+    found = [recording_of(path, config.pattern) for path in data.paths]
     keys = list(zip(users, found, strict=True))
     recordings: dict[str, set[str]] = defaultdict(set)
     for user, recording in keys:

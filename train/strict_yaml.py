@@ -1,10 +1,11 @@
 """Strict YAML into (frozen) dataclasses: one file is one experiment, and no key is ever ignored.
 
-A file may start from another (`base: medium.yaml`, relative to the file); keys merge one by one. Every
-mistake is a `UserError` that names the file, the line and the key. To know the lines, and so that nothing
-in a file is ever constructed, this module reads PyYAML's node graph; the dataclass then says what a
-scalar means. Hence `1e-4` is a float (PyYAML reads a string), `no` is a choice where the annotation is
-`Literal["no", "fp16"]` (PyYAML reads False), and `010` and `1:30` are no integers (PyYAML: 8 and 90).
+A file may start from another (`base: medium.yaml`, relative to the file or else one of the project's
+configs); keys merge one by one. Every mistake is a `UserError` that names the file, the line and the key.
+To know the lines, and so that nothing in a file is ever constructed, this module reads PyYAML's node graph;
+the dataclass then says what a scalar means. Hence `1e-4` is a float (PyYAML reads a string), `no` is a
+choice where the annotation is `Literal["no", "fp16"]` (PyYAML reads False), and `010` and `1:30` are no
+integers (PyYAML: 8 and 90).
 
 Annotations: int, float, bool, str, Literal, tuple[T, ...], tuple[T, U], unions, nested dataclasses.
 """
@@ -31,6 +32,7 @@ NOT_FINITE = re.compile(r"[-+]?\.?(inf|nan)", re.IGNORECASE)
 BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 UNWRITABLE = re.compile(r"[\0\ud800-\udfff]")  # in a file's name or text; surrogates are halves of a character
 NULLS = {"", "~", "null", "Null", "NULL"}
+CONFIGS = Path(__file__).parents[1] / "configs"
 WORDS = {
     bool: "true or false",
     int: "a whole number",
@@ -73,6 +75,13 @@ def load(cls: type[Config], path: str | Path, overrides: Sequence[tuple[str, str
     return _section(cls, root, "")
 
 
+def describe(cls: type, dotted_key: str) -> str:
+    """What a key takes, in words, as in "one of no, fp16, bf16"."""
+    for key in dotted_key.split("."):
+        cls = get_type_hints(cls)[key]
+    return _describe(cls)
+
+
 def dump(config: Any) -> str:
     """The YAML text of a config dataclass; `load` reads it back to an equal object."""
     return yaml.dump(dataclasses.asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
@@ -113,7 +122,9 @@ def _read_with_bases(path: Path) -> Node:
             break
         if not isinstance(base.value, str) or not base.value:
             raise UserError(f"{base.origin}: base must be the name of a YAML file, not {base}")
-        path, asked_by = path.parent / base.value, f"{base.origin}: base: "
+        beside, ours = path.parent / base.value, CONFIGS / base.value
+        of_project = ours.parent == CONFIGS and os.path.isfile(ours) and not os.path.lexists(beside)
+        path, asked_by = ours if of_project else beside, f"{base.origin}: base: "
     merged = roots.pop()
     while roots:
         merged = _merge(merged, roots.pop())

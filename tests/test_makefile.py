@@ -1,0 +1,87 @@
+"""What Make would run, by `make -n`: it passes on what its user gave, and nothing else."""
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from train.data import BUILT_IN
+
+ROOT = Path(__file__).parent.parent
+SIMULATE = f"python3 -m train.simulate --output_dir {BUILT_IN}"
+
+
+def make(*arguments: str, makefile: str = f"{ROOT}/Makefile", status: int = 0) -> str:
+    """What is printed by Make in a folder where nothing has been made."""
+    line = ["make", "-f", makefile, "VENV=", *arguments]
+    done = subprocess.run(line, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr
+    return done.stdout + done.stderr
+
+
+def flags(command: str, *arguments: str) -> list[str]:
+    """The words after `python -m train.command` in Make's recipe; variables of the shell stay as they are."""
+    line = next(line for line in make("-n", *arguments).splitlines() if f"-m train.{command} " in line)
+    return shlex.split(line)[3:]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    Path("mine.yaml").write_text("base: medium.yaml\ndata: {dir: /my/images, recording_pattern: ^(day)}\n")
+
+
+@pytest.mark.parametrize("config", ["configs/demo.yaml", "configs/medium.yaml", "mine.yaml"])
+@pytest.mark.parametrize("command", ["vae", "ldm", "check"])
+def test_what_the_user_does_not_give_is_left_to_the_config(command, config):
+    target = command if command == "check" else f"train-{command}"
+    assert not {"--data_dir", "--set"} & set(flags(command, target, f"CONFIG={config}"))
+
+
+@pytest.mark.parametrize("given", [[], ["DATA=data/simulated"], ["DATA=data/simulated/"], ["DATA=./data/simulated"]])
+def test_the_built_in_data_set_is_made_where_it_is_meant(given):
+    assert SIMULATE in make("-n", "train-vae", *given)
+
+
+@pytest.mark.parametrize("given", ["DATA=/my/images", "CONFIG=mine.yaml", "DATA=simulated"])
+def test_the_built_in_data_set_is_not_made_where_another_is_meant(given):
+    assert SIMULATE not in make("-n", "train-vae", given)
+
+
+def test_a_path_with_spaces_and_a_pattern_with_quotes_reach_the_command_as_they_are():
+    Path("my own.yaml").touch()
+    given = ["DATA=/my own/images", "RECORDING=it's", "CONFIG=my own.yaml", "OUT=o"]
+    assert flags("vae", "train-vae", *given) == [
+        "--config", "my own.yaml", "--data_dir", "/my own/images", "--set", "data.recording_pattern=$RECORDING",
+        "--output_dir", "o/vae",
+    ]  # fmt: skip
+
+
+def test_the_shell_gets_the_recording_pattern_in_the_environment():
+    pattern = r"""it's "^(day\d+)_|$(HOME)$"""
+    Path("show.mk").write_text(f'include {ROOT}/Makefile\nshow: ; @printf %s "$$RECORDING"\n')
+    assert make("show", f"RECORDING={pattern}", makefile="show.mk") == pattern
+
+
+def test_an_out_with_spaces_is_refused_in_a_sentence():
+    said = make("-n", "train-vae", "OUT=my runs", status=2)
+    assert 'OUT is "my runs", where Make can make nothing: give an OUT=folder without spaces' in said
+
+
+def test_a_vae_that_was_begun_goes_on_with_its_own_config_and_without_the_args_of_the_ldm():
+    begun = Path("o/vae/config.yaml")
+    begun.parent.mkdir(parents=True)
+    begun.touch()
+    given = ["train-ldm", "OUT=o", "ARGS=--num_epochs 7"]
+    assert flags("vae", *given) == ["--config", "o/vae/config.yaml", "--output_dir", "o/vae"]
+    assert flags("ldm", *given)[-2:] == ["--num_epochs", "7"]
+    begun.unlink()
+    assert flags("vae", *given)[:2] == ["--config", "configs/demo.yaml"]
+
+
+def test_check_looks_at_the_disk_that_the_run_will_fill():
+    found = flags("check", "check", "OUT=o")
+    assert found[found.index("--output_dir") + 1] == "o/ldm"
