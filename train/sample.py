@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--num_images", "--num-images", type=int, default=5, help="images of each user")
     parser.add_argument("--seed", type=int, default=SEED)
     for flag, (key,) in FLAGS.items():
-        parser.add_argument(f"--{flag}", help=f"sets {key}")
+        parser.add_argument(f"--{flag}", help=cli.meaning((key,)))
     args = parser.parse_args(argv)
     for flag, least in (("num_images", 1), ("seed", 0)):
         if getattr(args, flag) < least:
