@@ -16,8 +16,8 @@ from nets.unet import UNet2DConditionModel
 from nets.vae import AutoencoderKL
 from tests.oracle import diffusers
 from tests.tiny import USERS, make_images
-from train import check, evaluate, ldm, loop, memcheck, pretrained, sample, vae
-from train.checkpoint import save_checkpoint
+from train import check, device, evaluate, ldm, loop, memcheck, pretrained, sample, vae
+from train.checkpoint import load_latest, save_checkpoint
 from train.errors import UserError
 from train.run_folder import locked
 
@@ -132,6 +132,23 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(runs, tmp_path, monkeyp
     assert_same_weights(tmp_path / "whole" / part, tmp_path / "cut" / part)
     steps = [json.loads(line)["step"] for line in (tmp_path / "cut/metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)
+
+
+@pytest.mark.parametrize("first_on_cpu", [True, False])
+@pytest.mark.parametrize("stage", ["vae", "ldm"])
+def test_an_fp16_run_goes_on_where_fp16_is_computed_otherwise(runs, tmp_path, monkeypatch, stage, first_on_cpu):
+    """As from a CPU to a card, and back: the one computes in fp32, the other scales its loss."""
+    main, out = {"vae": vae.main, "ldm": ldm.main}[stage], tmp_path / "out"
+    more = {"vae": ["--resolution", "32", "--set", "vae_loss.adversarial_weight=0.5"],
+            "ldm": ["--vae_path", str(runs / "v/final_model")]}[stage]  # fmt: skip
+    both = ({"fp16"}, set()) if first_on_cpu else (set(), {"fp16"})
+    for epochs, slow in zip("12", both, strict=True):
+        monkeypatch.setattr(device, "SLOW_ON_CPU", slow)
+        main(["--config", TINY, "--data_dir", str(runs / "data"), "--output_dir", str(out),
+              "--mixed_precision", "fp16", "--num_epochs", epochs, *more])  # fmt: skip
+    found = load_latest(out / "checkpoints")
+    assert found.step == 8
+    assert bool(found.state["scaler"]) == first_on_cpu
 
 
 def test_another_config_does_not_go_on_with_a_run(runs):

@@ -82,6 +82,11 @@ def test_what_is_less_than_a_gibibyte_is_said_in_mebibytes(tmp_path, disk):
 # ---- the schedule
 
 
+def test_no_signal_at_all_is_no_matter_to_another_prediction(capsys):
+    warn_of_vanishing_signal(ScheduleConfig(zero_terminal_snr=True, prediction="velocity"))
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("kind", "prediction", "warned"),
     [

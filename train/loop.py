@@ -112,7 +112,7 @@ def train(
     curves: tuple[str, ...],
     device: torch.device,
 ) -> None:
-    """Bring `state` from `step`, of which `resume` has told, to `total_steps` optimizer steps.
+    """Bring `state` from the `step` that `resume` gave to `total_steps` optimizer steps.
 
     take_step(step) makes optimizer step `step` (from 0) and changes `state`; validate(step) writes pictures
     and gives metrics. A step that fp16 overflow left out is tried again on the same samples.

@@ -65,11 +65,11 @@ def warn_of_vanishing_signal(config: ScheduleConfig) -> None:
     x0 = (x - sigma * noise) / alpha there multiplies the network's error: by 158 with the schedule of DDPM, by 20,000
     with the cosine.
     """
-    factor = 1 / float(make_schedule(config).alpha[-1])
+    factor = make_schedule(config).level(-1).noise_ratio
     if config.prediction == "noise" and factor > MAX_FACTOR:
         print(
             f"warning: schedule.kind {config.kind} with schedule.prediction noise: at the last timestep the network's "
-            f"error is multiplied by {factor:,.0f}, and samples of most samplers are too strong; set "
+            f"error is multiplied by {factor:,.0f}, which spoils the samples of every sampler but ddpm; set "
             "schedule.prediction to velocity",
             file=sys.stderr,
         )
