@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import re
 import signal
 import time
 from dataclasses import replace
@@ -347,6 +348,11 @@ def test_a_command_that_was_stopped_says_so_and_exits_with_its_status(capsys):
 def test_a_run_of_no_hours_is_refused(hours):
     with pytest.raises(ValueError, match="max_hours must be positive"):
         training("x", max_hours=hours)
+
+
+def test_memory_on_the_cpu_is_said_to_be_the_whole_process(tmp_path, capsys):
+    Run(tmp_path, 10)()
+    assert re.search(r"images/s, process \d+\.\d\d GiB", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("configured", [6, 60])
