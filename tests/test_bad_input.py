@@ -427,6 +427,10 @@ def edit(path: str | Path, **changes) -> None:
     Path(path).write_text(json.dumps({key: value for key, value in values.items() if value is not ...}))
 
 
+def scale(folder: str) -> float:
+    return json.loads(Path(folder, "config.json").read_text())["scaling_factor"]
+
+
 def weights(folder: str, change: Callable[[dict], object]) -> None:
     """Change the weights of a saved model, in a .bin."""
     state = pretrained.load(folder).state_dict()
@@ -557,9 +561,15 @@ MODELS = {
     "another VAE for the same run": (
         lambda: weights(V, lambda w: w["encoder.conv_in.bias"].add_(1)), RESUME_LDM,
         "l/checkpoints/step_00000003_best: the VAE is not what this run began with; use that, or another output_dir"),
+    "another scale for the same run": (lambda: edit(f"{V}/config.json", scaling_factor=1.01 * scale(V)), RESUME_LDM,
+        "l/checkpoints/step_00000003_best: the VAE is not what this run began with; use that, or another output_dir"),
     "other images for the same run": (lambda: picture("data/ID1/0.png", 99), RESUME_VAE,
         "v/checkpoints/step_00000003_best: the data is not what this run began with; use that, or another "
         "output_dir"),
+    "fewer epochs than were trained": (
+        lambda: checkpoint("v", lambda s: s.update(step=9)), RESUME_VAE,
+        "v/checkpoints/step_00000003_best: the run has already taken 9 steps, more than the 3 asked for; raise "
+        "num_epochs"),
     "an image more for the same run": (lambda: picture("data/ID1/9.png"), RESUME_VAE,
         "v/split.json: does not fit the images in data: 1 were added, removed or listed twice, the first is "
         "ID1/9.png; undo that, or train everything that shares this split again"),
@@ -622,11 +632,17 @@ LINES = {
     f"{VAE} --data_dir ''": "--data_dir: needs a value, not an empty one",
     f"{VAE} --vae_path ''": "--vae_path: needs a value, not an empty one",
     f"{VAE} --vae_path nowhere": "nowhere/config.json: there is no such file",
-    f"{VAE} --output_dir data": "data: is not empty and not the folder of a vae run; use another output_dir",
+    f"{VAE} --vae_path v/final_model --set data.channels=1 --set vae.image_channels=1":
+        "v/final_model: the VAE has 3 channels where data.channels is 1",
+    f"{VAE} --output_dir data":
+        "data: lies within data.dir data, where it would count as a user; use another output_dir",
+    f"{VAE} --output_dir data/out":
+        "data/out: lies within data.dir data, where it would count as a user; use another output_dir",
+    f"{VAE} --output_dir .": ".: is not empty and not the folder of a vae run; use another output_dir",
     f"{VAE} --output_dir ''": "--output_dir: needs a value, not an empty one",
     f"{VAE} --output_dir tiny.yaml":
         "tiny.yaml: is not empty and not the folder of a vae run; use another output_dir",
-    f"{VAE} --output_dir tiny.yaml/new": "tiny.yaml/new/config.yaml: cannot be written (Not a directory)",
+    f"{VAE} --output_dir tiny.yaml/new": "tiny.yaml/new: cannot be written (Not a directory)",
     f"{VAE} --output_dir l": "l: holds a run of python -m train.ldm; use another output_dir",
     f"{VAE} --output_dir v --set vae.norm_groups=2": (
         "v: holds a run of another config (vae.norm_groups was 4, is 2); use another output_dir, or the "

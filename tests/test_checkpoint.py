@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from train.checkpoint import last_good, list_checkpoints, load_latest, save_checkpoint
+from train.checkpoint import last_good, list_checkpoints, load_latest, save_checkpoint, set_aside_later
 from train.errors import UserError
 from train.files import load_tensors, write_json
 
@@ -31,6 +31,13 @@ def latest(folder) -> int:
     found = load_latest(folder)
     assert torch.equal(found.state["model"]["w"], torch.full((100,), float(found.step)))
     return found.step
+
+
+def go_on(folder) -> int:
+    """As a run does that is started again."""
+    step = latest(folder)
+    set_aside_later(folder, step)
+    return step
 
 
 def names(folder) -> list[str]:
@@ -149,10 +156,24 @@ def test_a_former_best_is_one_of_the_last_or_goes(tmp_path):
     save(tmp_path, 10, 20, 30, keep=2, best=(10, 20))
     assert names(tmp_path) == ["step_00000020_best", "step_00000030"]
     save(tmp_path, 40, keep=2, best=(40,))
-    assert names(tmp_path) == ["step_00000030", "step_00000040_best"]
-    save(tmp_path, 50, keep=2, best=(50,))
-    assert names(tmp_path) == ["step_00000040", "step_00000050_best"]
-    assert latest(tmp_path) == 50
+    assert names(tmp_path) == ["step_00000020_best", "step_00000030", "step_00000040_best"]
+    save(tmp_path, 50, keep=2)
+    assert names(tmp_path) == ["step_00000040_best", "step_00000050"]
+    save(tmp_path, 60, keep=3, best=(60,))
+    save(tmp_path, 70, keep=3)
+    assert names(tmp_path) == ["step_00000050", "step_00000060_best", "step_00000070"]
+    assert latest(tmp_path) == 70
+
+
+def test_the_former_best_stays_the_best_where_the_new_one_is_damaged(tmp_path):
+    save(tmp_path, 20, 30, 35, keep=2, best=(20, 35))
+    (tmp_path / "step_00000035_best" / "state.pt").write_bytes(b"")
+    assert go_on(tmp_path) == 30
+    assert names(tmp_path) == ["damaged_step_00000035_best", "step_00000020_best", "step_00000030"]
+    save(tmp_path, 40, keep=2)
+    assert names(tmp_path) == ["step_00000020_best", "step_00000030", "step_00000040"]
+    save(tmp_path, 50, 60, keep=2)
+    assert names(tmp_path) == ["step_00000020_best", "step_00000050", "step_00000060"]
 
 
 def test_a_run_resumes_from_the_newest_and_from_the_best_only_where_that_is_it(tmp_path):
@@ -241,6 +262,7 @@ def test_a_damaged_newer_checkpoint_never_counts_as_one_that_is_kept(tmp_path, k
     """The run went on from 20, since 30 was damaged; what it now saves must not give way to 30."""
     save(tmp_path, 20, 30)
     damage(tmp_path, 30, "truncated")
+    assert go_on(tmp_path) == 20
     save(tmp_path, 25, keep=keep)
     assert names(tmp_path) == ["step_00000020", "step_00000025"][-keep:]
     assert latest(tmp_path) == 25
@@ -249,7 +271,7 @@ def test_a_damaged_newer_checkpoint_never_counts_as_one_that_is_kept(tmp_path, k
 def test_a_damaged_checkpoint_is_replaced_by_the_same_step_saved_again(tmp_path):
     save(tmp_path, 10, 20)
     damage(tmp_path, 20, "one bit")
-    assert latest(tmp_path) == 10
+    assert go_on(tmp_path) == 10
     save(tmp_path, 20)
     assert latest(tmp_path) == 20
 

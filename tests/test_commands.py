@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,16 @@ from nets.unet import UNet2DConditionModel
 from nets.vae import AutoencoderKL
 from tests.oracle import diffusers
 from tests.tiny import USERS, make_images
-from train import check, evaluate, ldm, loop, memcheck, pretrained, sample, vae
-from train.checkpoint import save_checkpoint
+from train import check, device, evaluate, ldm, loop, memcheck, pretrained, sample, vae
+from train.checkpoint import load_latest, save_checkpoint
 from train.errors import UserError
+from train.run_folder import locked
 
 TINY = str(Path(__file__).with_name("tiny.yaml"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def flags(folder: Path, out: str, *more: str) -> list[str]:
@@ -152,6 +158,23 @@ def test_an_average_on_the_cpu_is_the_same_average_and_draws_the_same_pictures(r
         assert (runs / "l_cpu" / name).read_bytes() == (runs / "l" / name).read_bytes()
 
 
+@pytest.mark.parametrize("first_on_cpu", [True, False])
+@pytest.mark.parametrize("stage", ["vae", "ldm"])
+def test_an_fp16_run_goes_on_where_fp16_is_computed_otherwise(runs, tmp_path, monkeypatch, stage, first_on_cpu):
+    """As from a CPU to a card, and back: the one computes in fp32, the other scales its loss."""
+    main, out = {"vae": vae.main, "ldm": ldm.main}[stage], tmp_path / "out"
+    more = {"vae": ["--resolution", "32", "--set", "vae_loss.adversarial_weight=0.5"],
+            "ldm": ["--vae_path", str(runs / "v/final_model")]}[stage]  # fmt: skip
+    both = ({"fp16"}, set()) if first_on_cpu else (set(), {"fp16"})
+    for epochs, slow in zip("12", both, strict=True):
+        monkeypatch.setattr(device, "SLOW_ON_CPU", slow)
+        main(["--config", TINY, "--data_dir", str(runs / "data"), "--output_dir", str(out),
+              "--mixed_precision", "fp16", "--num_epochs", epochs, *more])  # fmt: skip
+    found = load_latest(out / "checkpoints")
+    assert found.step == 8
+    assert bool(found.state["scaler"]) == first_on_cpu
+
+
 def test_another_config_does_not_go_on_with_a_run(runs):
     before = (runs / "v/config.yaml").read_text()
     with pytest.raises(UserError, match=r"vae\.channels was \(8, 16\), is \(16, 16\)"):
@@ -176,6 +199,49 @@ def test_a_run_does_not_go_on_with_another_vae_or_other_images(runs, tmp_path):
     assert (runs / "l2/final_model/unet/config.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("what", ["another VAE", "another scale", "fewer epochs", "a full disk"])
+def test_a_refused_start_changes_nothing_in_the_folder_of_a_finished_run(runs, tmp_path, monkeypatch, what):
+    run, other, more = tmp_path / "l", tmp_path / "other_vae", ["--learning_rate", "0.5"]
+    shutil.copytree(runs / "l", run)
+    autoencoder = pretrained.load(runs / "v/final_model")
+    if what == "another VAE":
+        autoencoder.decoder.conv_out.bias.data += 0.1
+    elif what == "another scale":
+        autoencoder.config = replace(autoencoder.config, scaling_factor=0.9 * autoencoder.config.scaling_factor)
+    elif what == "fewer epochs":
+        more += ["--num_epochs", "1"]
+    else:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 0))
+        more += ["--set", "ldm_training.keep_checkpoints=9"]
+    pretrained.save(autoencoder, other)
+    before = contents(run)
+    with pytest.raises(UserError, match={
+        "another VAE": "the VAE is not what this run began with",
+        "another scale": "the VAE is not what this run began with",
+        "fewer epochs": "the run has already taken 8 steps, more than the 4 asked for; raise num_epochs",
+        "a full disk": "need .* free; lower keep_checkpoints",
+    }[what]):  # fmt: skip
+        ldm.main(["--config", TINY, "--data_dir", str(runs / "data"), "--output_dir", str(run),
+                  "--vae_path", str(other), "--sample_interval", "5", *more])  # fmt: skip
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize("stage", [vae, ldm])
+def test_a_disk_that_is_too_small_leaves_no_folder(runs, monkeypatch, stage):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 0))
+    with pytest.raises(UserError, match="lower keep_checkpoints"):
+        stage.main(flags(runs, "refused", "--vae_path", str(runs / "v/final_model")))
+    assert not (runs / "refused").exists()
+
+
+@pytest.mark.parametrize(("stage", "name"), [(vae, "v"), (ldm, "l")])
+def test_a_second_process_in_a_folder_is_refused(runs, stage, name):
+    before = contents(runs / name)
+    with locked(runs / name), pytest.raises(UserError, match=f"{name}: another process is training in it; wait for it"):
+        stage.main(flags(runs, name, "--vae_path", str(runs / "v/final_model"), "--sample_interval", "7"))
+    assert contents(runs / name) == before
+
+
 def test_a_model_that_does_not_say_how_large_its_latents_are_is_not_sampled(runs, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(runs / "l/final_model", model)
@@ -196,10 +262,20 @@ def test_a_batch_that_is_refused_for_memory_leaves_the_folder_free_for_another(r
     assert not (runs / "refused").exists()
 
 
-def test_a_vae_of_other_channels_is_refused(runs):
-    with pytest.raises(UserError, match=r"the VAE has 4 channels where unet\.latent_channels is 8"):
-        ldm.main(flags(runs, "x", "--vae_path", str(runs / "v/final_model"),
-                       "--set", "unet.latent_channels=8", "--set", "vae.latent_channels=8"))  # fmt: skip
+@pytest.mark.parametrize("stage", [vae, ldm])
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (["unet.latent_channels=8", "vae.latent_channels=8"], r"has 4 channels where unet\.latent_channels is 8"),
+        (["data.channels=1", "vae.image_channels=1"], r"has 3 channels where data\.channels is 1"),
+        (["data.resolution=17", "vae.channels=[8]"], "divides each side by 2, which data.resolution 17 is not a"),
+    ],
+)
+def test_a_vae_that_does_not_fit_is_refused(runs, stage, settings, sentence):
+    more = [word for setting in settings for word in ("--set", setting)]
+    with pytest.raises(UserError, match=f"final_model: the VAE {sentence}"):
+        stage.main(flags(runs, "x", "--vae_path", str(runs / "v/final_model"), *more))
+    assert not (runs / "x").exists()
 
 
 def test_samples_are_written_by_user_and_judged(runs, tmp_path, capsys):
@@ -310,9 +386,14 @@ def test_bad_input_ends_with_one_sentence_and_status_2(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-def test_vae_training_can_start_from_given_weights(runs):
-    vae.main(flags(runs, "tuned", "--vae_path", str(runs / "v/final_model"), "--learning_rate", "1e-9"))
+def test_vae_training_can_start_from_given_weights_which_are_what_is_planned(runs, monkeypatch):
+    seen = []
+    monkeypatch.setattr(vae, "plan_micro_batch", lambda config, *_: seen.append(config.vae) or 4)
+    vae.main(flags(runs, "tuned", "--vae_path", str(runs / "v/final_model"), "--learning_rate", "1e-9",
+                   "--resolution", "32", "--set", "vae.channels=[8, 8]"))  # fmt: skip
     before, after = weights(runs / "v/final_model"), weights(runs / "tuned/final_model")
     for name, x in before.items():
         torch.testing.assert_close(after[name], x, rtol=0, atol=1e-5)
-    assert isinstance(pretrained.load(runs / "tuned/final_model"), AutoencoderKL)
+    tuned = pretrained.load(runs / "tuned/final_model", AutoencoderKL)
+    assert tuned.config.channels == seen[0].channels == (8, 16)
+    assert tuned.config.sample_size == 32

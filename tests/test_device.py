@@ -94,3 +94,14 @@ def test_a_precision_says_what_is_computed_in_and_whether_losses_are_scaled(prec
 def test_the_cpus_peak_is_in_bytes():
     (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
     assert peak_memory(torch.device("cpu")) == pytest.approx(1024 * int(line.split()[1]), rel=0.05)
+
+
+@pytest.mark.parametrize(("saved", "loaded"), [("no", "fp16"), ("fp16", "no"), ("fp16", "fp16"), ("no", "no")])
+def test_an_fp16_run_goes_on_from_the_cpu_on_a_card_and_the_reverse(saved, loaded):
+    """On the CPU it is computed in fp32: no loss scale is saved, and a new one stays what it is."""
+    before, after = (grad_scaler(torch.device("cpu"), precision) for precision in (saved, loaded))
+    if saved == "fp16":
+        before.load_state_dict(before.state_dict() | {"scale": 8.0})
+    begun_with = after.state_dict()
+    after.load_state_dict(before.state_dict())
+    assert after.state_dict() == (before.state_dict() if saved == loaded else begun_with)

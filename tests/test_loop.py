@@ -4,8 +4,10 @@ import itertools
 import json
 import math
 import os
+import re
 import signal
 import time
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -16,7 +18,7 @@ from train import cli
 from train.checkpoint import load_latest
 from train.ema import EMA
 from train.errors import UserError
-from train.loop import MAX_LOST, MAX_SKIPPED, Best, TrainingConfig, train
+from train.loop import MAX_LOST, MAX_SKIPPED, Best, TrainingConfig, resume, train
 from train.optim import OptimConfig, learning_rate, make_adamw, set_learning_rate
 from train.step import StepResult
 from train.stopping import NOT_DONE, Stop, Stopped
@@ -66,13 +68,15 @@ class Run:
             self.validated.append(number)
             return {"score": score(number)}
 
-        state = {"model": self.problem.model, "ema": self.ema, "optimizer": optimizer, "scaler": one}
-        self.start = lambda: train(
-            "test", self.config, total, state, take_step, validate, Best("score", max), ("loss",), CPU
+        best = Best("score", max)
+        state = {"model": self.problem.model, "ema": self.ema, "optimizer": optimizer, "scaler": one, "best": best}
+        self.resume = lambda: resume(self.config, total, state)
+        self.train = lambda step: train(
+            "test", self.config, total, step, state, take_step, validate, best, ("loss",), CPU
         )
 
     def __call__(self) -> "Run":
-        self.start()
+        self.train(self.resume())
         return self
 
     def names(self) -> list[str]:
@@ -132,6 +136,25 @@ def test_a_run_started_again_goes_on_after_its_last_checkpoint_and_ends_in_the_s
     resumed = Run(tmp_path / "b", save_interval=3)()
     assert resumed.asked == [3, 4, 5, 6]
     assert_same_end(whole, resumed)
+
+
+def test_a_run_that_has_taken_more_steps_than_are_asked_for_is_refused(tmp_path):
+    Run(tmp_path, 7)()
+    assert Run(tmp_path, 7).resume() == 7
+    with pytest.raises(UserError, match=r"the run has already taken 7 steps, more than the 5 asked for; raise num_"):
+        Run(tmp_path, 5).resume()
+
+
+def test_a_damaged_checkpoint_is_set_aside_when_the_run_goes_on_and_not_before(tmp_path):
+    run = Run(tmp_path, 4, save_interval=2)()
+    (tmp_path / "checkpoints/step_00000004_best/state.pt").write_bytes(b"")
+    again = Run(tmp_path, 4, save_interval=2)
+    before = run.names()
+    step = again.resume()
+    assert (step, again.names()) == (2, before)
+    again.train(step)
+    assert again.names() == before  # it was saved once more, and what was damaged has gone
+    assert Run(tmp_path, 4).resume() == 4
 
 
 def test_a_validation_that_memory_is_too_small_for_loses_no_step(tmp_path):
@@ -297,11 +320,18 @@ def test_max_hours_stops_in_time_for_another_step_as_long_as_the_longest(monkeyp
 
 def test_max_hours_saves_and_the_run_goes_on_later_to_the_same_end(tmp_path):
     whole = Run(tmp_path / "a")()
-    for attempt in range(7):  # each time one step: there is no time for another
+    for attempt in range(6):  # each time one step: there is no time for another
         with pytest.raises(Stopped, match=rf"max_hours 1e-09 .*saved after step {attempt + 1} of 7") as caught:
             Run(tmp_path / "b", max_hours=1e-9)()
         assert caught.value.status == NOT_DONE
-    assert_same_end(whole, Run(tmp_path / "b")())
+    last = Run(tmp_path / "b", max_hours=1e-9)()  # after the last step there is no other
+    assert last.asked == [6]
+    assert_same_end(whole, last)
+
+
+def test_a_signal_in_the_last_step_stops_the_run_too(tmp_path):
+    with pytest.raises(Stopped, match="SIGTERM: saved after step 7 of 7"):
+        Run(tmp_path, before=lambda at: os.kill(os.getpid(), signal.SIGTERM) if at == 6 else None)()
 
 
 def test_a_command_that_was_stopped_says_so_and_exits_with_its_status(capsys):
@@ -320,7 +350,15 @@ def test_a_run_of_no_hours_is_refused(hours):
         training("x", max_hours=hours)
 
 
-def test_the_speed_is_that_of_training_without_validation_and_saving(tmp_path, monkeypatch):
+def test_memory_on_the_cpu_is_said_to_be_the_whole_process(tmp_path, capsys):
+    Run(tmp_path, 10)()
+    assert re.search(r"images/s, process \d+\.\d\d GiB", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("configured", [6, 60])
+def test_the_speed_is_that_of_training_without_validation_and_saving_of_images_that_are_there(
+    tmp_path, monkeypatch, configured
+):
     clock = [0.0]
 
     def pass_time(seconds: float) -> float:
@@ -328,6 +366,8 @@ def test_the_speed_is_that_of_training_without_validation_and_saving(tmp_path, m
         return 1.0
 
     monkeypatch.setattr("train.loop.time.perf_counter", lambda: clock[0])
-    Run(tmp_path, 20, before=lambda _: pass_time(2), score=lambda _: pass_time(100), sample_interval=5)()
+    run = Run(tmp_path, 20, before=lambda _: pass_time(2), score=lambda _: pass_time(100), sample_interval=5)
+    run.config = replace(run.config, batch_size=configured, gradient_accumulation_steps=1)
+    run()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["images_per_second"] for line in lines if "images_per_second" in line] == [3.0, 3.0]  # of 6 in 2 s

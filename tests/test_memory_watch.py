@@ -25,7 +25,7 @@ def run():
         for p in model.trained_parameters():
             p.grad = torch.zeros_like(p)
         optimizer.step()
-        return StepResult(True, {"loss": 0.0}, 0.0)
+        return StepResult(4, True, {"loss": 0.0}, 0.0)
 
     return Setting(config, "ldm", users=3), take_step, models, [optimizer]
 
@@ -68,7 +68,7 @@ def test_more_than_3_percent_is_warned_of(peak, warns, capsys):
 
 def test_skipped_steps_are_not_counted(run, capsys):
     setting, _, models, optimizers = run
-    skipped = StepResult(False, {"loss": 0.0}, 0.0)
+    skipped = StepResult(4, False, {"loss": 0.0}, 0.0)
     watching = watched(lambda step: skipped, setting, torch.device("cpu"), models, optimizers)
     for step in range(WINDOWS):
         watching(step)

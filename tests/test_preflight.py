@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from diffusion.schedule import ScheduleConfig
 from tests.tiny import tiny, tiny_images, tiny_vae
 from train.checkpoint import save_checkpoint
 from train.errors import UserError
@@ -15,7 +16,7 @@ from train.latents import measure_scaling
 from train.memory.allocator import served
 from train.memory.plan import account_of
 from train.memory.setting import Setting
-from train.preflight import plan_micro_batch, require_disk, require_sane_latents
+from train.preflight import plan_micro_batch, require_disk, require_sane_latents, warn_of_vanishing_signal
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 WINDOW = ("ldm_training.batch_size=30", "ldm_training.gradient_accumulation_steps=4")
@@ -68,6 +69,36 @@ def test_what_the_run_has_on_the_disk_already_is_not_asked_for_again(tmp_path, d
         (tmp_path / f"checkpoints/step_{step:08d}/state.pt").write_bytes(bytes(80_000))
     disk(2 * 80_000 + 20_000)
     require_disk(training(tmp_path), model)
+
+
+def test_what_is_less_than_a_gibibyte_is_said_in_mebibytes(tmp_path, disk):
+    disk(3 * 2**20)
+    with pytest.raises(UserError, match=r"need 31\.1 MiB, 3\.0 MiB are free"):
+        require_disk(training(tmp_path), nn.Linear(1000, 480, bias=False))
+    disk(3 * 2**30)
+    assert require_disk(training(tmp_path), nn.Linear(1000, 480, bias=False)).endswith(" of 3.0 GiB free")
+
+
+# ---- the schedule
+
+
+def test_no_signal_at_all_is_no_matter_to_another_prediction(capsys):
+    warn_of_vanishing_signal(ScheduleConfig(zero_terminal_snr=True, prediction="velocity"))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "prediction", "warned"),
+    [
+        ("cosine", "noise", True), ("cosine", "velocity", False), ("cosine", "x0", False), ("linear", "noise", False),
+        ("scaled_linear", "noise", False),
+    ],
+)  # fmt: skip
+def test_noise_prediction_where_hardly_any_signal_is_left_is_warned_of(capsys, kind, prediction, warned):
+    warn_of_vanishing_signal(ScheduleConfig(kind=kind, prediction=prediction))
+    said = capsys.readouterr().err
+    assert said.count("\n") == warned
+    assert ("multiplied by 20," in said and "set schedule.prediction to velocity" in said) == warned
 
 
 # ---- the VAE and the data

@@ -1,5 +1,7 @@
 """A folder holds one experiment: the same one goes on, any other is refused and nothing is touched."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from train import strict_yaml
 from train.config import Config
 from train.data import DataConfig
 from train.errors import UserError
-from train.run_folder import open_run, save_config, shared_split
+from train.run_folder import locked, open_run, save_config, shared_split
 from train.split import Split, make_split, save_split
 
 
@@ -152,6 +154,39 @@ def test_a_folder_that_cannot_be_made_is_refused_in_a_sentence(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="cannot be written"):
         open_run(tmp_path / "file" / "run", tiny(), "vae")
+
+
+@pytest.mark.parametrize("place", [".", "out", "a/b", "../data/out"])
+def test_a_folder_within_the_data_is_refused_since_it_would_count_as_a_user(tmp_path, place):
+    data = tmp_path / "data"
+    data.mkdir()
+    (tmp_path / "link").symlink_to(data)
+    with pytest.raises(UserError, match=r"lies within data\.dir .*, where it would count as a user; use another out"):
+        open_run(tmp_path / "link" / place, tiny(f"data.dir={data}"), "vae")
+    assert not any(data.iterdir())
+    open_run(tmp_path / "data2", tiny(f"data.dir={data}"), "vae")
+
+
+HOLD = """if True:
+    import sys, time, pathlib
+    from train.run_folder import locked
+    with locked(pathlib.Path(sys.argv[1])):
+        print("held", flush=True)
+        time.sleep(600)
+"""
+
+
+def test_a_folder_is_locked_while_a_process_trains_in_it_and_free_when_that_is_killed(tmp_path):
+    folder, root = tmp_path / "run", Path(__file__).parent.parent
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], cwd=root, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match="run: another process is training in it; wait for it, or"), locked(folder):
+            pass
+        with locked(tmp_path / "other"):
+            process.kill()
+    for _ in range(2):
+        with locked(folder):
+            open_run(folder, tiny(), "vae")
 
 
 def test_a_saved_config_alone_belongs_to_no_command(tmp_path):

@@ -6,6 +6,8 @@ SHA-256 of its files. A process may be killed at any moment: the checkpoint befo
     step_00001000_best/   of the best validation so far, kept whatever its age
     step_00003000/
     step_00004000/
+
+While the newest is the best, the best before it stays too, since the newest may turn out to be damaged.
 """
 
 import hashlib
@@ -21,7 +23,7 @@ from train.errors import UserError
 from train.files import load_tensors, read_json, write_json
 
 STATE = "state.pt"
-NAME, BEST = "step_" + "[0-9]" * 8, "_best"
+NAME, BEST, DAMAGED = "step_" + "[0-9]" * 8, "_best", "damaged_"
 
 
 @dataclass(frozen=True)
@@ -38,19 +40,16 @@ def save_checkpoint(folder: Path, step: int, state: dict, keep: int, best: bool 
     """
     name = f"step_{step:08d}"
     target, temporary = folder / (name + BEST * best), folder / f".{name}.tmp"
-    for leftover in folder.glob(f".{NAME}.tmp"):  # of a process that was killed in here
+    for leftover in [*folder.glob(f".{NAME}.tmp"), *folder.glob(DAMAGED + NAME + "*")]:  # of kills, and set aside
         shutil.rmtree(leftover)
     try:
         _write(temporary, {"step": step, "state": state})
-        for damaged in (folder / name, folder / (name + BEST)):  # `load_latest` passed over it
-            if damaged.exists():
-                shutil.rmtree(damaged)
         os.replace(temporary, target)
         _sync_folder(folder)
     except (OSError, RuntimeError, UserError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(f"{target}: cannot be saved ({_reason(error)}); {last_good(folder)}") from error
-    _remove_old(folder, target, keep)
+    _remove_old(folder, keep)
     return target
 
 
@@ -74,20 +73,16 @@ def _reason(error: Exception) -> str:
     raise error
 
 
-def _remove_old(folder: Path, newest: Path, keep: int) -> None:
-    """Leave the best checkpoint and the last `keep`, of which `newest` is one."""
-    true = []
-    for path in list_checkpoints(folder):
-        if path <= newest:
-            true.append(path)
-        else:  # damaged: this run would not have come to `newest` from a later one
+def _remove_old(folder: Path, keep: int) -> None:
+    """Leave the last `keep` checkpoints, and the best of those before the newest: it is the best, or was until now."""
+    checkpoints = list_checkpoints(folder)
+    best = [path for path in checkpoints[:-1] if path.name.endswith(BEST)][-1:]
+    for path in checkpoints[:-keep]:
+        if path not in best:
             shutil.rmtree(path)
-    best = [path for path in true if path.name.endswith(BEST)]
-    for path in best[:-1]:  # it was, until a later one was saved
-        true[true.index(path)] = path.rename(path.with_name(path.name.removesuffix(BEST)))
-    for path in true[:-keep]:
-        if not path.name.endswith(BEST):
-            shutil.rmtree(path)
+    for path in checkpoints[-keep:-1]:
+        if path.name.endswith(BEST) and path not in best:
+            path.rename(path.with_name(path.name.removesuffix(BEST)))
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -114,6 +109,16 @@ def load_latest(folder: Path) -> Checkpoint | None:
     if checkpoints:
         raise UserError(f"{folder}: no checkpoint in it is whole; remove it to start from the beginning")
     return None
+
+
+def set_aside_later(folder: Path, step: int) -> None:
+    """Call damaged what `load_latest` passed over on its way to this step: it can be looked at until the next save.
+
+    It no longer counts as a checkpoint that is kept, nor as the best.
+    """
+    for path in list_checkpoints(folder):
+        if int(path.name[5:13]) > step:
+            path.rename(path.with_name(DAMAGED + path.name))
 
 
 def last_good(folder: Path) -> str:

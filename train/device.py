@@ -58,9 +58,17 @@ def autocast(device: torch.device, precision: MixedPrecision) -> AbstractContext
     return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "no")
 
 
-def grad_scaler(device: torch.device, precision: MixedPrecision) -> torch.amp.GradScaler:
+class GradScaler(torch.amp.GradScaler):
+    """torch's, but for what an fp16 run has saved that was computed in fp32, as on the CPU: no scale at all."""
+
+    def load_state_dict(self, state: dict) -> None:
+        if state:
+            super().load_state_dict(state)
+
+
+def grad_scaler(device: torch.device, precision: MixedPrecision) -> GradScaler:
     """fp16 gradients underflow unless the loss is scaled up; bf16 has the range of fp32."""
-    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    return GradScaler(device.type, enabled=precision == "fp16")
 
 
 def peak_memory(device: torch.device) -> int:

@@ -27,15 +27,21 @@ from train.ema import EMA
 from train.errors import UserError
 from train.files import tensors_hash
 from train.generate import generate
-from train.latents import LatentSource
-from train.loop import Best, total_steps, train
+from train.latents import LatentSource, latent_shape
+from train.loop import Best, resume, total_steps, train
 from train.memory.setting import Setting
 from train.memory.watch import watched
 from train.optim import learning_rate, make_adamw, set_learning_rate
 from train.pictures import PICTURE_BATCH, real_and_generated, save_picture, user_labels
-from train.preflight import plan_micro_batch, require_disk, require_sane_latents
+from train.preflight import (
+    load_fitting_vae,
+    plan_micro_batch,
+    require_disk,
+    require_sane_latents,
+    warn_of_vanishing_signal,
+)
 from train.randomness import generator, window_rows
-from train.run_folder import SPLIT, open_run, refuse_other_run, save_config, shared_split
+from train.run_folder import SPLIT, locked, open_run, refuse_other_run, save_config, shared_split
 from train.split import Split, evenly, fingerprint, save_split
 from train.step import StepResult, optimizer_step
 
@@ -55,37 +61,36 @@ def main(argv: list[str] | None = None) -> None:
     vae_folder = vae_folder_of(config)
     vae = load_vae(vae_folder, config)
     parallel.on_main(lambda: refuse_other_run(folder, config, "ldm"))
+    warn_of_vanishing_signal(config.schedule)
     data = load_images(config.data)
     refuse_other_users(config, data)
     planned = replace(config, vae=vae.config)
     micro_batch = MicroBatch(training, plan_micro_batch(planned, "ldm", len(data.user_names), device))
     vae = vae.to(device)  # after the plan, which looks at a card that is still empty
 
-    def begin() -> Split:
+    def choose_split() -> Split:
         split = shared_split(data, config.data, folder, vae_folder)
         require_sane_latents(vae, data, split.train, device)
-        open_run(folder, config, "ldm")  # only now that the input is known to be good
-        save_split(folder / SPLIT, split, data, config.data)
         return split
 
-    split = parallel.on_main(begin)
-    model = train_denoiser(config, folder, device, precision, micro_batch, vae, data, split)
-    parallel.on_main(lambda: save_final_model(folder / "final_model", model, vae, config, data, split))
+    split = parallel.on_main(choose_split)
+    torch.manual_seed(generator(config.seed, "weights", 1).initial_seed())
+    model = build_denoiser(config, len(data.user_names), latent_shape(vae, data)[-1]).to(device)
+    require_disk(training, model)
+    with locked(folder):
+        averaged = train_denoiser(config, folder, device, precision, micro_batch, vae, model, data, split)
+        parallel.on_main(lambda: save_final_model(folder / "final_model", averaged, vae, config, data, split))
     print(f"LDM: model in {folder}/final_model, samples in {folder}/samples, curves in {folder}/curves.png")
 
 
 def train_denoiser(
     config: Config, folder: Path, device: torch.device, precision: MixedPrecision, micro_batch: MicroBatch,
-    vae: AutoencoderKL, data: UserImages, split: Split,
+    vae: AutoencoderKL, model: UserDenoiser, data: UserImages, split: Split,
 ) -> UserDenoiser:  # fmt: skip
     """Train, or go on training; the averaged model."""
     training = config.ldm_training
-    source = LatentSource(vae, data, config.latents, folder / "latent_cache", device)
-    torch.manual_seed(generator(config.seed, "weights", 1).initial_seed())
-    model = build_denoiser(config, num_users=len(data.user_names), latent_side=source.shape[-1]).to(device)
     set_checkpointing(model, training.gradient_checkpointing)
     schedule = make_schedule(config.schedule)
-    require_disk(training, model)
     ema = EMA(model, training.ema_decay, training.ema_on_cpu)
     optimizer = make_adamw(model.trained_parameters(), training.optimizer, training.shard_optimizer)
     everyone = parallel.add_gradients(model.trained_parameters())
@@ -93,6 +98,20 @@ def train_denoiser(
     half = partial(autocast, device, precision)
     steps = total_steps(len(split.train), training)
     print(f"LDM: {len(split.train)} images of {len(data.user_names)} users, {steps} steps on {device}")
+    best = Best("validation_loss", min)
+    inputs = Unchanged(
+        VAE=tensors_hash(vae.state_dict().values(), repr(vae.config.scaling_factor)), data=fingerprint(data, split)
+    )
+    state = {"inputs": inputs, "model": model, "ema": ema, "optimizer": optimizer, "scaler": scaler,
+             "micro_batch": micro_batch, "best": best}  # fmt: skip
+    step = resume(training, steps, state)
+
+    def begin() -> None:
+        open_run(folder, config, "ldm")
+        save_split(folder / SPLIT, split, data, config.data)
+
+    parallel.on_main(begin)  # only now that nothing is refused any more
+    source = LatentSource(vae, data, config.latents, folder / "latent_cache", device)
 
     def take_step(step: int) -> StepResult:
         rows = split.train[window_rows(config.seed, step, len(split.train), training.window)]
@@ -123,15 +142,11 @@ def train_denoiser(
             loss = micro_batch.fitting(lambda size: validation_loss(averaged, source, split, config, size))
         return {"validation_loss": loss}
 
-    inputs = Unchanged(VAE=tensors_hash(vae.state_dict().values()), data=fingerprint(data, split))
-    state = {"inputs": inputs, "model": model, "ema": ema, "optimizer": optimizer, "scaler": scaler,
-             "micro_batch": micro_batch}  # fmt: skip
-    best = Best("validation_loss", min)
     models = [vae, model] if training.ema_on_cpu else [vae, model, ema.model]
     setting = Setting(replace(config, vae=vae.config), "ldm", len(data.user_names))
     setting = setting.of_one_process(parallel.world_size(), micro_batch.size)
     take_step = watched(take_step, setting, device, models, [optimizer])
-    train("LDM", training, steps, state, take_step, validate, best, ("loss", "validation_loss"), device)
+    train("LDM", training, steps, step, state, take_step, validate, best, ("loss", "validation_loss"), device)
     return ema.model
 
 
@@ -140,25 +155,14 @@ def vae_folder_of(config: Config) -> Path:
 
 
 def load_vae(folder: Path, config: Config) -> AutoencoderKL:
-    """The frozen VAE. UserError where there is none, or one that does not go with the UNet or the images."""
+    """The frozen VAE. UserError where there is none, one whose training has not ended, or one that does not fit."""
     if not folder.is_dir():
         raise UserError(
             f"{folder}: there is no VAE here; train one (python -m train.vae) or give its folder as --vae_path"
         )
-    vae = pretrained.load(folder, AutoencoderKL).requires_grad_(False)
+    vae = load_fitting_vae(folder, config).requires_grad_(False)
     if vae.config.scaling_factor is None:
         raise UserError(f"{folder}: the VAE has no scaling_factor in its config.json; finish its training first")
-    for ours, theirs, what in (
-        (config.unet.latent_channels, vae.config.latent_channels, "unet.latent_channels"),
-        (config.data.channels, vae.config.image_channels, "data.channels"),
-    ):
-        if ours != theirs:
-            raise UserError(f"{folder}: the VAE has {theirs} channels where {what} is {ours}")
-    if config.data.resolution % vae.config.downscale:
-        raise UserError(
-            f"{folder}: the VAE divides each side by {vae.config.downscale}, which data.resolution "
-            f"{config.data.resolution} is not a multiple of"
-        )
     return vae
 
 

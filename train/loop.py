@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 
 from train import parallel
-from train.checkpoint import last_good, load_latest, save_checkpoint
+from train.checkpoint import last_good, load_latest, save_checkpoint, set_aside_later
 from train.device import MixedPrecision, peak_memory
 from train.errors import UserError
 from train.files import DAMAGED
@@ -106,6 +106,7 @@ def train(
     title: str,
     config: TrainingConfig,
     total_steps: int,
+    step: int,
     state: dict[str, Stateful],
     take_step: Callable[[int], StepResult],
     validate: Callable[[int], dict[str, float]],
@@ -113,7 +114,7 @@ def train(
     curves: tuple[str, ...],
     device: torch.device,
 ) -> None:
-    """Bring `state` from its last checkpoint, or from the start, to `total_steps` optimizer steps.
+    """Bring `state` from the `step` that `resume` gave to `total_steps` optimizer steps.
 
     take_step(step) makes optimizer step `step` (from 0) and changes `state`; validate(step) writes pictures
     and gives metrics. A step that fp16 overflow left out is tried again on the same samples.
@@ -124,8 +125,7 @@ def train(
     folder = Path(config.output_dir)
     checkpoints = folder / "checkpoints"
     stop = Stop(config.max_hours)
-    state = {**state, "best": best}
-    step = _resume(checkpoints, state)
+    parallel.on_main(partial(set_aside_later, checkpoints, step))
     if step:
         print(f"{title}: going on after step {step} of {total_steps}", file=sys.stderr)
     log = RunLog(folder, step)
@@ -135,24 +135,24 @@ def train(
         parallel.on_main(partial(save_checkpoint, checkpoints, step, saved, config.keep_checkpoints, better))
 
     with stop.listening(), progress(total=total_steps, initial=step, desc=title, unit="step") as bar:
-        logged_at, logged_time = step, time.perf_counter()
+        images, logged_time = 0, time.perf_counter()
         while step < total_steps:
             try:
                 result = _taken(take_step, step)
             except NotFinite as error:
                 raise UserError(f"{title}: step {step + 1}: {error}; {last_good(checkpoints)}; {TO_TRY}") from None
-            step += 1
+            step, images = step + 1, images + result.images
             bar.update()
             if step % LOG_INTERVAL == 0 or step == total_steps:
                 now = time.perf_counter()
-                speed = (step - logged_at) * config.window / (now - logged_time)
-                logged_at, logged_time = step, now
+                speed = images / (now - logged_time)
+                images, logged_time = 0, now
                 memory = peak_memory(device)
                 log.write(step, **result.losses, grad_norm=result.grad_norm, images_per_second=speed,
                           peak_memory_bytes=memory)  # fmt: skip
-                bar.set_postfix_str(
-                    f"loss {result.losses['loss']:.4f}, {speed:.1f} images/s, {memory / 2**30:.2f} GiB", refresh=False
-                )
+                whose = "" if device.type == "cuda" else "process "  # where tensors alone cannot be counted
+                figures = f"{speed:.1f} images/s, {whose}{memory / 2**30:.2f} GiB"
+                bar.set_postfix_str(f"loss {result.losses['loss']:.4f}, {figures}", refresh=False)
             better, paused = False, time.perf_counter()
             if step % config.sample_interval == 0 or step == total_steps:
                 try:
@@ -163,7 +163,8 @@ def train(
                 log.write(step, **metrics)
                 log.draw_curves(title, *curves)
                 better = best.improved_by(metrics)
-            reason = next(filter(None, parallel.gather(stop.reason())), None)  # of any process, in all of them
+            reasons = parallel.gather(stop.reason(step == total_steps))
+            reason = next(filter(None, reasons), None)  # of any process, in all of them
             if step % config.save_interval == 0 or step == total_steps or better or reason:
                 save(better)
             logged_time += time.perf_counter() - paused  # the speed is that of training
@@ -202,11 +203,19 @@ def total_steps(samples: int, config: TrainingConfig) -> int:
     return config.num_epochs * math.ceil(samples / config.window)
 
 
-def _resume(checkpoints: Path, state: dict[str, Stateful]) -> int:
-    """Load the newest whole checkpoint into `state`; the step that it was saved after, or 0."""
-    found = load_latest(checkpoints)
+def resume(config: TrainingConfig, total_steps: int, state: dict[str, Stateful]) -> int:
+    """Load the run's newest whole checkpoint into `state`; the step that it was saved after, or 0.
+
+    Nothing is written. UserError where the checkpoint is not one of this run, or of more than `total_steps` steps.
+    """
+    found = load_latest(Path(config.output_dir) / "checkpoints")
     if found is None:
         return 0
+    if found.step > total_steps:
+        raise UserError(
+            f"{found.path}: the run has already taken {found.step} steps, more than the {total_steps} asked for; "
+            "raise num_epochs"
+        )
     saved = found.state
     if saved.keys() != state.keys():
         raise UserError(

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from diffusion.schedule import ScheduleConfig, make_schedule
 from nets.vae import AutoencoderKL
-from train import parallel
+from train import parallel, pretrained
 from train.config import Config
 from train.data import UserImages
 from train.errors import UserError
@@ -24,8 +25,26 @@ from train.memory.plan import account_of, fits_in, on_card
 from train.memory.setting import Setting
 from train.split import evenly
 
-GiB = 2**30
+MiB, GiB = 2**20, 2**30
 SANE_STD = (0.5, 2.0)  # of scaled latents; 1 is what the scaling factor is for
+MAX_FACTOR = 1000  # of an error in noise that becomes one in x0
+
+
+def load_fitting_vae(folder: Path, config: Config) -> AutoencoderKL:
+    """A trained VAE; UserError where it does not go with the UNet or the images."""
+    vae = pretrained.load(folder, AutoencoderKL)
+    for ours, theirs, what in (
+        (config.unet.latent_channels, vae.config.latent_channels, "unet.latent_channels"),
+        (config.data.channels, vae.config.image_channels, "data.channels"),
+    ):
+        if ours != theirs:
+            raise UserError(f"{folder}: the VAE has {theirs} channels where {what} is {ours}")
+    if config.data.resolution % vae.config.downscale:
+        raise UserError(
+            f"{folder}: the VAE divides each side by {vae.config.downscale}, which data.resolution "
+            f"{config.data.resolution} is not a multiple of"
+        )
+    return vae
 
 
 def require_sane_latents(vae: AutoencoderKL, data: UserImages, rows: Tensor, device: torch.device) -> float:
@@ -38,6 +57,22 @@ def require_sane_latents(vae: AutoencoderKL, data: UserImages, rows: Tensor, dev
             "on other images, or its scaling_factor is not its own"
         )
     return std
+
+
+def warn_of_vanishing_signal(config: ScheduleConfig) -> None:
+    """A line on stderr where x0 is computed from predicted noise at a timestep that has hardly any signal left.
+
+    x0 = (x - sigma * noise) / alpha there multiplies the network's error: by 158 with the schedule of DDPM, by 20,000
+    with the cosine.
+    """
+    factor = make_schedule(config).level(-1).noise_ratio
+    if config.prediction == "noise" and factor > MAX_FACTOR:
+        print(
+            f"warning: schedule.kind {config.kind} with schedule.prediction noise: at the last timestep the network's "
+            f"error is multiplied by {factor:,.0f}, which spoils the samples of every sampler but ddpm; set "
+            "schedule.prediction to velocity",
+            file=sys.stderr,
+        )
 
 
 def require_disk(training: TrainingConfig, model: nn.Module, adversary: nn.Module | None = None) -> str:
@@ -56,10 +91,14 @@ def require_disk(training: TrainingConfig, model: nn.Module, adversary: nn.Modul
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"{folder}: {checkpoints} checkpoints and the model need {needed / GiB:.1f} GiB, "
-            f"{free / GiB:.1f} GiB are free; lower keep_checkpoints, or give another output_dir"
+            f"{folder}: {checkpoints} checkpoints and the model need {_size(needed)}, {_size(free)} are free; "
+            "lower keep_checkpoints, or give another output_dir"
         )
-    return f"checkpoints need {needed / GiB:.2f} GiB of {free / GiB:.0f} GiB free"
+    return f"checkpoints need {_size(needed)} of {_size(free)} free"
+
+
+def _size(count: int) -> str:
+    return f"{count / GiB:.1f} GiB" if count >= GiB else f"{count / MiB:.1f} MiB"
 
 
 def plan_micro_batch(config: Config, stage: str, users: int, device: torch.device) -> int:

@@ -1,17 +1,20 @@
 """The folder of a run: one experiment in it, its config and split beside its results."""
 
+import fcntl
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from train import strict_yaml
+from train import parallel, strict_yaml
 from train.config import Config
 from train.data import DataConfig, UserImages
 from train.errors import UserError
 from train.files import replacing
 from train.split import Split, load_split, make_split
 
-CONFIG, SPLIT = "config.yaml", "split.json"
+CONFIG, SPLIT, LOCK = "config.yaml", "split.json", ".lock"
 MADE_BY = "# python -m train."
 SECTIONS = {
     "vae": ("seed", "data", "vae", "vae_loss", "vae_training"),
@@ -43,6 +46,10 @@ def refuse_other_run(folder: Path, config: Config, stage: str) -> list[str]:
     In what else it differs is the answer, a phrase for each key: with that a run may go on.
     Nothing is written: a run that does not come to its first step leaves no folder that the next try must respect.
     """
+    if folder.resolve().is_relative_to(Path(config.data.dir).resolve()):
+        raise UserError(
+            f"{folder}: lies within data.dir {config.data.dir}, where it would count as a user; use another output_dir"
+        )
     path = folder / CONFIG
     if path.is_file():
         saved = strict_yaml.load(Config, path)
@@ -64,6 +71,33 @@ def refuse_other_run(folder: Path, config: Config, stage: str) -> list[str]:
     if not is_free(folder):
         raise UserError(f"{folder}: is not empty and not the folder of a {stage} run; use another output_dir")
     return []
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """While entered, no other run can be in the folder, which is made; the system unlocks it when a process dies.
+
+    Of the processes of one run the first holds the lock. UserError, in all of them, where another run does.
+    """
+    with ExitStack() as held:
+
+        def lock() -> None:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                file = held.enter_context(open(folder / LOCK, "w"))
+            except OSError as error:
+                raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"{folder}: another process is training in it; wait for it, or use another output_dir"
+                ) from None
+            except OSError:
+                pass  # a file system without locks, as some of a network
+
+        parallel.on_main(lock)
+        yield
 
 
 def is_free(folder: Path) -> bool:

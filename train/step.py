@@ -24,6 +24,8 @@ class NotFinite(UserError):
 
 @dataclass(frozen=True)
 class StepResult:
+    images: int
+    """Samples in the window, of all processes together."""
     taken: bool
     """False where fp16 gradients overflowed: then nothing has changed but the loss scale."""
     losses: dict[str, float]
@@ -95,4 +97,4 @@ def optimizer_step(
             "use a smaller model, or a larger card (python -m train.memcheck shows what takes how much)"
         ) from None
     scaler.update()
-    return StepResult(taken=scaler.get_scale() >= scale, losses=means, grad_norm=grad_norm)
+    return StepResult(images=window, taken=scaler.get_scale() >= scale, losses=means, grad_norm=grad_norm)

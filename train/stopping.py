@@ -45,15 +45,16 @@ class Stop:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
 
-    def reason(self) -> tuple[str, int] | None:
+    def reason(self, last: bool = False) -> tuple[str, int] | None:
         """Ask once after each step: why to stop now, with the exit status; None to go on.
 
-        With `max_hours`, the run stops while one more step as long as the longest would still end in time.
+        With `max_hours`, the run stops while one more step as long as the longest would still end in time; after the
+        `last` there is no more step.
         """
         now = time.monotonic()
         self.longest, self.last = max(self.longest, now - self.last), now
         if self.received:
             return self.received.name, 128 + self.received
-        if self.deadline is not None and now + self.longest > self.deadline:
+        if self.deadline is not None and not last and now + self.longest > self.deadline:
             return f"max_hours {self.max_hours:g} would be over after another step", NOT_DONE
         return None

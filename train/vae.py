@@ -22,14 +22,14 @@ from train.data import UserImages, draw_flips, load_images, to_uint8
 from train.device import MixedPrecision, autocast, grad_scaler, native_precision, pick_device
 from train.ema import EMA
 from train.latents import measure_scaling, save_statistics
-from train.loop import Best, total_steps, train
+from train.loop import Best, resume, total_steps, train
 from train.memory.setting import Setting
 from train.memory.watch import watched
 from train.optim import learning_rate, make_adamw, set_learning_rate
 from train.pictures import PICTURE_BATCH, image_grid, save_picture
-from train.preflight import plan_micro_batch, require_disk
+from train.preflight import load_fitting_vae, plan_micro_batch, require_disk
 from train.randomness import generator, window_rows
-from train.run_folder import SPLIT, open_run, refuse_other_run, save_config, shared_split
+from train.run_folder import SPLIT, locked, open_run, refuse_other_run, save_config, shared_split
 from train.split import Split, evenly, fingerprint, save_split
 from train.step import StepResult, optimizer_step
 from train.vae_loss import Adversary, load_vgg16, vae_losses
@@ -48,32 +48,35 @@ def main(argv: list[str] | None = None) -> None:
     precision = native_precision(device, training.mixed_precision)
     parallel.on_main(lambda: refuse_other_run(folder, config, "vae"))
     data = load_images(config.data)
-    micro_batch = MicroBatch(training, plan_micro_batch(config, "vae", len(data.user_names), device))
     torch.manual_seed(generator(config.seed, "weights", 0).initial_seed())
-    vae = initial_vae(config).to(device)
+    vae = initial_vae(config)
+    planned = replace(config, vae=vae.config)
+    micro_batch = MicroBatch(training, plan_micro_batch(planned, "vae", len(data.user_names), device))
+    vae = vae.to(device)  # after the plan, which looks at a card that is still empty
     vgg16 = load_vgg16(config.vae_loss.perceptual_weights).to(device) if config.vae_loss.perceptual_weight else None
-
-    def begin() -> Split:
-        split = shared_split(data, config.data, folder)
-        open_run(folder, config, "vae")  # only now that the input is known to be good
-        save_split(folder / SPLIT, split, data, config.data)
-        return split
-
-    split = parallel.on_main(begin)
-    averaged = train_vae(config, folder, device, precision, micro_batch, vae, vgg16, data, split)
-    parallel.on_main(lambda: finish(averaged, config, folder, device, data, split))
+    adversary = (
+        Adversary(data.images.shape[1], config.vae_loss, training.optimizer, device, precision)
+        if config.vae_loss.adversarial_weight
+        else None
+    )
+    split = parallel.on_main(lambda: shared_split(data, config.data, folder))
+    require_disk(training, vae, adversary and adversary.discriminator)
+    with locked(folder):
+        averaged = train_vae(config, folder, device, precision, micro_batch, vae, vgg16, adversary, data, split)
+        parallel.on_main(lambda: finish(averaged, config, folder, device, data, split))
 
 
 def initial_vae(config: Config) -> AutoencoderKL:
     """What training starts from: given weights, or those that the seed draws."""
-    if config.latents.vae_path:
-        return pretrained.load(config.latents.vae_path, AutoencoderKL).train()
-    return AutoencoderKL(replace(config.vae, sample_size=config.data.resolution))
+    path = config.latents.vae_path
+    vae = load_fitting_vae(Path(path), config).train() if path else AutoencoderKL(config.vae)
+    vae.config = replace(vae.config, sample_size=config.data.resolution)
+    return vae
 
 
 def train_vae(
     config: Config, folder: Path, device: torch.device, precision: MixedPrecision, micro_batch: MicroBatch,
-    vae: AutoencoderKL, vgg16: VGG16Distance | None, data: UserImages, split: Split,
+    vae: AutoencoderKL, vgg16: VGG16Distance | None, adversary: Adversary | None, data: UserImages, split: Split,
 ) -> AutoencoderKL:  # fmt: skip
     """Train, or go on training; the averaged model."""
     training = config.vae_training
@@ -83,12 +86,6 @@ def train_vae(
     everyone = parallel.add_gradients(vae.parameters())
     scaler = grad_scaler(device, precision)
     half = partial(autocast, device, precision)
-    adversary = (
-        Adversary(data.images.shape[1], config.vae_loss, training.optimizer, device, precision)
-        if config.vae_loss.adversarial_weight
-        else None
-    )
-    require_disk(training, vae, adversary and adversary.discriminator)
     steps = total_steps(len(split.train), training)
 
     def take_step(step: int) -> StepResult:
@@ -125,11 +122,18 @@ def train_vae(
         with ema.averaged(vae) as averaged:
             return write_reconstructions(averaged, data, split.validation, picture, device)
 
+    def begin() -> None:
+        open_run(folder, config, "vae")
+        save_split(folder / SPLIT, split, data, config.data)
+
+    best = Best("validation_psnr", max)
     inputs = Unchanged(data=fingerprint(data, split))
     state = {"inputs": inputs, "vae": vae, "ema": ema, "optimizer": optimizer, "scaler": scaler,
-             "micro_batch": micro_batch}  # fmt: skip
+             "micro_batch": micro_batch, "best": best}  # fmt: skip
     if adversary:
         state["adversary"] = adversary
+    step = resume(training, steps, state)
+    parallel.on_main(begin)  # only now that nothing is refused any more
     curves = ("loss", "reconstruction", "validation_psnr")
     setting = Setting(replace(config, vae=vae.config), "vae")
     setting = setting.of_one_process(parallel.world_size(), micro_batch.size)
@@ -137,7 +141,7 @@ def train_vae(
     models = [model for model in (vae, average, vgg16, adversary and adversary.discriminator) if model]
     optimizers = [optimizer, adversary.optimizer] if adversary else [optimizer]
     take_step = watched(take_step, setting, device, models, optimizers)
-    train("VAE", training, steps, state, take_step, validate, Best("validation_psnr", max), curves, device)
+    train("VAE", training, steps, step, state, take_step, validate, best, curves, device)
     return ema.model.to(device)
 
 
