@@ -4,10 +4,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from train.memory.account import CATEGORIES, HEADINGS, Account
-from train.pictures import COLOURS, INK, PAPER, RULE, save_picture
+from train.pictures import COLOURS, INK, PAPER, RULE, save_picture, text_font
 
 MiB = 2**20
 SIZE = (960, 460)
@@ -30,7 +30,7 @@ def timeline(account: Account, by: str) -> Image.Image:
     layers = np.stack([account.live(of=labels == name)[start:] for name in names])
     total = layers.sum(0)
     highest, length = int(total.max()), len(total)
-    font = ImageFont.load_default(12)
+    font = text_font()
     canvas = Image.new("RGB", SIZE, PAPER)
     draw = ImageDraw.Draw(canvas)
     left, right, top, bottom = 84, SIZE[0] - 16, 34, SIZE[1] - 74
@@ -69,7 +69,7 @@ def _legend(draw: ImageDraw.ImageDraw, colours: dict[str, tuple[int, int, int]],
     for i, (name, colour) in enumerate(colours.items()):
         x = left + i * 140
         draw.rectangle([x, y + 2, x + 10, y + 12], colour)
-        draw.text((x + 14, y), HEADINGS.get(name, name), INK, ImageFont.load_default(12))
+        draw.text((x + 14, y), HEADINGS.get(name, name), INK, text_font())
 
 
 def bars(account: Account, count: int = 30) -> Image.Image:
@@ -81,7 +81,7 @@ def bars(account: Account, count: int = 30) -> Image.Image:
     colours = dict(zip(CATEGORIES, PALETTE, strict=False))
     used = {c: colour for c, colour in colours.items() if any(row[c] for _, row in largest)}
     rest = peak.bytes - sum(sum(row.values()) for _, row in largest)
-    font = ImageFont.load_default(12)
+    font = text_font()
     left, line = 240, 18
     canvas = Image.new("RGB", (SIZE[0], 74 + line * len(largest)), PAPER)
     draw = ImageDraw.Draw(canvas)
