@@ -12,7 +12,7 @@ from tests.test_memory_closed_forms import config_of
 from train import memcheck
 from train.memory import stages
 from train.memory.account import Account
-from train.memory.allocator import MEDIUM_SEGMENT, SMALL_SEGMENT, CachingAllocator, OutOfMemory, Replay, served
+from train.memory.allocator import MEDIUM_SEGMENT, SMALL_SEGMENT, CachingAllocator, OutOfMemory, Replay, rounded, served
 from train.memory.cards import CardType
 from train.memory.plan import (
     Growth,
@@ -99,48 +99,65 @@ def test_the_set_that_fits_is_no_larger_than_it_must_be():
     assert not any(fits_with([name for name in pulled if name != left]) for left in pulled)
 
 
+class Program:
+    """What asks an allocator for memory."""
+
+    def __init__(self, limit: int | None = None):
+        self.allocator, self.sizes = CachingAllocator(limit), []
+
+    def take(self, size: int) -> int:
+        """The number of the request, by which it is given back."""
+        self.sizes.append(int(rounded(np.array(size))))
+        number = len(self.sizes) - 1
+        self.allocator.serve([number], self.sizes)
+        return number
+
+    def give_back(self, number: int) -> None:
+        self.allocator.serve([~number], self.sizes)
+
+
 def test_segments_are_of_2_and_20_mib_or_rounded_to_2_mib():
     for size, segment in ((1, SMALL_SEGMENT), (MiB, SMALL_SEGMENT), (MiB + 1, MEDIUM_SEGMENT),
                           (10 * MiB - 512, MEDIUM_SEGMENT), (10 * MiB, 10 * MiB), (11 * MiB, 12 * MiB)):  # fmt: skip
-        allocator = CachingAllocator()
-        allocator.take(size)
-        assert allocator.reserved == segment
+        program = Program()
+        program.take(size)
+        assert program.allocator.reserved == segment
 
 
 def test_a_block_is_split_unless_little_remains():
-    allocator = CachingAllocator()
-    first = allocator.take(11 * MiB)  # of a segment of 12 MiB: 1 MiB remains, too little to be split off
-    assert allocator.allocated == 12 * MiB
-    allocator.give_back(first, small=False)
-    allocator.take(10 * MiB)  # 2 MiB remain
-    assert (allocator.allocated, allocator.reserved) == (10 * MiB, 12 * MiB)
+    program = Program()
+    first = program.take(11 * MiB)  # of a segment of 12 MiB: 1 MiB remains, too little to be split off
+    assert program.allocator.allocated == 12 * MiB
+    program.give_back(first)
+    program.take(10 * MiB)  # 2 MiB remain
+    assert (program.allocator.allocated, program.allocator.reserved) == (10 * MiB, 12 * MiB)
 
 
 def test_freed_neighbours_are_joined_and_used_again():
-    allocator = CachingAllocator()
-    blocks = [allocator.take(5 * MiB) for _ in range(4)]
-    assert allocator.reserved == 20 * MiB
+    program = Program()
+    blocks = [program.take(5 * MiB) for _ in range(4)]
+    assert program.allocator.reserved == 20 * MiB
     for i in (1, 0, 3, 2):
-        allocator.give_back(blocks[i], small=False)
-    assert allocator.take(20 * MiB) == blocks[0]
-    assert allocator.reserved == 20 * MiB
+        program.give_back(blocks[i])
+    program.take(20 * MiB)
+    assert program.allocator.reserved == program.allocator.allocated == 20 * MiB
 
 
 def test_blocks_of_two_segments_are_never_joined():
-    allocator = CachingAllocator()
-    for block in [allocator.take(20 * MiB) for _ in range(2)]:
-        allocator.give_back(block, small=False)
-    allocator.take(40 * MiB)
-    assert allocator.reserved == 80 * MiB
+    program = Program()
+    for block in [program.take(20 * MiB) for _ in range(2)]:
+        program.give_back(block)
+    program.take(40 * MiB)
+    assert program.allocator.reserved == 80 * MiB
 
 
 def test_free_segments_are_given_back_before_memory_runs_out():
-    allocator = CachingAllocator(limit=50 * MiB)
-    allocator.give_back(allocator.take(30 * MiB), small=False)
-    allocator.take(40 * MiB)
-    assert allocator.reserved == 40 * MiB
+    program = Program(limit=50 * MiB)
+    program.give_back(program.take(30 * MiB))
+    program.take(40 * MiB)
+    assert program.allocator.reserved == 40 * MiB
     with pytest.raises(OutOfMemory):
-        allocator.take(20 * MiB)
+        program.take(20 * MiB)
 
 
 def test_a_common_beginning_served_once_changes_nothing():

@@ -121,7 +121,7 @@ class Growth:
             return _serves(self._replay, self.sizes(batch), limit)
 
         # Where fragmentation usually leaves off; from there up to what does not fit, or down to what does.
-        batch = max(int((0.9 if self.setting.training.gradient_checkpointing else 0.98) * bound), FEW)
+        batch = max(int((0.885 if self.setting.training.gradient_checkpointing else 0.98) * bound), FEW)
         if batch <= bound and serves(batch):
             low, high = batch, batch + step
             while high <= bound and serves(high):
