@@ -26,7 +26,7 @@ from train.loop import Best, resume, total_steps, train
 from train.memory.setting import Setting
 from train.memory.watch import watched
 from train.optim import learning_rate, make_adamw, set_learning_rate
-from train.pictures import PICTURE_BATCH, image_grid, save_picture
+from train.pictures import PICTURE_BATCH, image_grid, save_picture, user_labels
 from train.preflight import load_fitting_vae, plan_micro_batch, require_disk
 from train.randomness import generator, window_rows
 from train.run_folder import SPLIT, locked, open_run, refuse_other_run, save_config, shared_split
@@ -175,7 +175,8 @@ def write_reconstructions(
     psnr = 10 * torch.log10(255**2 / error.clamp(min=1e-10))
     shown = evenly(torch.arange(len(rows)), GRID_IMAGES)
     pairs = [("image", list(data.images[rows[shown]])), ("decoded", list(decoded[shown]))]
-    save_picture(image_grid(pairs, [data.user_names[i] for i in data.user_index[rows[shown]]]), path)
+    labels = user_labels(data.user_names)
+    save_picture(image_grid(pairs, [labels[user] for user in data.user_index[rows[shown]].tolist()]), path)
     return {"validation_psnr": float(psnr.mean())}
 
 
