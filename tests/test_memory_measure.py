@@ -12,7 +12,7 @@ from train.memory.allocator import served
 from train.memory.cards import CardType
 from train.memory.measure import MiB, Peaks, compared, ends_of, grid, largest, record, verdict
 from train.memory.outside import cublas
-from train.memory.plan import account_of, largest_batches, room
+from train.memory.plan import account_of, largest_batch, room
 from train.memory.setting import Setting
 
 CARD = CardType("imaginary", 3.0, (7, 5), "")
@@ -51,7 +51,7 @@ def test_what_is_said_to_fit_and_runs_out_of_memory_is_a_miss():
 
 @pytest.mark.parametrize(("true", "missed"), [(1.0, False), (1.04, False), (1.1, True), (0.99, True), (0.0, True)])
 def test_the_true_largest_batch_is_found_by_running(true, missed):
-    (predicted,) = largest_batches(SETTING, [CARD])
+    predicted = largest_batch(SETTING, CARD)
     most, runs = int(true * predicted), []
 
     def run(setting: Setting) -> Peaks | None:

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from tests.test_memory_closed_forms import config_of
 from train import memcheck
-from train.memory import stages
+from train.memory import plan, stages
 from train.memory.account import Account
 from train.memory.allocator import MEDIUM_SEGMENT, SMALL_SEGMENT, CachingAllocator, OutOfMemory, Replay, rounded, served
 from train.memory.cards import CardType
@@ -20,15 +19,15 @@ from train.memory.plan import (
     cheapest_that_fits,
     fits,
     fits_traced,
-    largest_batches,
+    largest_batch,
     levers,
     on_card,
     room,
     runs,
+    traced,
 )  # fmt: skip
 from train.memory.report import card_named
 from train.memory.setting import Setting
-from train.memory.shapes import ShapeCache
 from train.memory.stages import trace
 
 MiB = 2**20
@@ -42,15 +41,23 @@ CHECKPOINTING = pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("stage", ["ldm", "vae", "sample"])
 def test_every_storage_is_linear_in_the_batch(stage, checkpointing):
     setting = Setting(config_of("light"), stage).with_training(gradient_checkpointing=checkpointing, batch_size=2)
-    growth = Growth(setting)
-    for batch in (5, 16):
-        assert np.array_equal(growth.sizes(batch), account_of(setting.with_training(batch_size=batch)).bytes)
+    for batch in (2, 5, 16):
+        ours = setting.with_training(batch_size=batch)
+        grown, itself = account_of(ours), traced(ours)
+        for what in ("bytes", "born", "died"):
+            assert np.array_equal(getattr(grown, what), getattr(itself, what))
+
+
+@pytest.mark.parametrize("users", [33, 11 * 13])
+def test_a_prime_that_the_users_are_a_multiple_of_is_not_the_batch_that_tells(users):
+    setting = Setting(config_of("light"), users=users, validates=False)
+    assert account_of(setting).bytes.tolist() == traced(setting).bytes.tolist()
 
 
 @CHECKPOINTING
 def test_the_largest_batch_traced_itself_fits_and_the_next_does_not(checkpointing):
     setting = Setting(config_of("light")).with_training(gradient_checkpointing=checkpointing)
-    (largest,) = largest_batches(setting, [SMALL_CARD])
+    largest = largest_batch(setting, SMALL_CARD)
     assert fits_traced(setting, largest, SMALL_CARD)
     assert not fits_traced(setting, largest + 1, SMALL_CARD)
 
@@ -61,7 +68,7 @@ def test_a_card_that_holds_one_sample_only_has_a_largest_batch_of_one():
     assert one.peak_reserved < two.peak_allocated
     around = SMALL_CARD.bytes - room(SMALL_CARD)
     for limit, largest in ((two.peak_allocated - 1, 1), (one.peak_allocated - 1, 0)):
-        assert Growth(setting).largest(replace(SMALL_CARD, memory=(limit + around) / 2**30)) == largest
+        assert largest_batch(setting, replace(SMALL_CARD, memory=(limit + around) / 2**30)) == largest
 
 
 def test_attention_is_that_of_the_card():
@@ -167,7 +174,7 @@ def test_a_common_beginning_served_once_changes_nothing():
         peaks = []
         for growing in (None, growth.slope != 0):
             try:
-                given = Replay(growth.few, growing).serve(sizes, limit)
+                given = Replay(growth.traced, growing).serve(sizes, limit)
                 peaks.append((given.peak_allocated, given.peak_reserved, given.reserved))
             except OutOfMemory as error:
                 peaks.append(str(error))
@@ -181,12 +188,6 @@ def test_flipped_images_have_an_account_and_no_cached_latents_to_be_advised(stag
     ours, theirs = (account_of(Setting(config, stage)) for config in (flipped, plain))
     assert np.array_equal(ours.bytes, theirs.bytes)
     assert "cache_latents" not in [lever.name for lever in levers(Setting(flipped, stage))]
-
-
-def test_a_number_on_the_cpu_is_read_anew_each_time():
-    """Else, with zero terminal SNR, the sampler would divide by the first noise level's alpha, which is 0."""
-    read, cache = torch.ops.aten._local_scalar_dense.default, ShapeCache()
-    assert [cache.call(read, (torch.tensor(number),), {})[0] for number in (0.0, 2.0)] == [0.0, 2.0]
 
 
 def test_a_card_that_no_batch_fits_on_is_told_so(capsys):
@@ -231,7 +232,10 @@ def test_a_name_that_several_cards_have_is_none(name):
 def test_the_largest_batch_of_a_card_does_not_depend_on_which_others_are_asked_for(checkpointing):
     setting = Setting(config_of("light")).with_training(gradient_checkpointing=checkpointing)
     cards = [CardType(str(size), size, (7, 5), "") for size in (4.0, 5.5, 7.0)]
-    assert largest_batches(setting, cards) == [largest_batches(setting, [card])[0] for card in cards]
+    together = [largest_batch(setting, card) for card in cards]
+    for card, largest in zip(cards, together, strict=True):
+        plan._growth.cache_clear()
+        assert largest_batch(setting, card) == largest
 
 
 def test_a_card_without_room_for_the_weights_fits_nothing():

@@ -8,7 +8,6 @@ if __name__ == "__main__":
     gc.disable()  # it ends before cycles could fill anything; to look for them, from here on, takes a second
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -59,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.pictures:
         draw_charts(account, args.pictures)
     if args.json:
-        json.dump(report.as_dictionary(setting, parts, account, card), sys.stdout, indent=1)
+        print(json.dumps(report.as_dictionary(setting, parts, account, card), indent=1))
         return
     print(f"{report.title(setting, card)}\n\n{report.exact(setting, parts)}\n\nFrom here on {report.PREDICTED}.\n")
     print(f"{report.by_component(account, account.peak().clock)}\n\n{report.peak_in_words(account)}\n")
@@ -72,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = report.on_cards(cards, answers)
     print(f"{report.cards_table(rows)}\n")
     if card:
-        print(f"The card's bytes: {card.source}.\n{report.verification(setting, card, rows[0])}\n")
+        print(f"The card's bytes: {card.source}.\n{report.verification(rows[0])}\n")
     if advice := report.advice(setting, account, answers, card):
         print(report.advice_table(advice))
 

@@ -4,6 +4,7 @@ Bytes are those that operators ask for ("requested"); what the card gives for th
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,7 +48,7 @@ class Account:
         self.component = [component(s) for s in self.storages]
 
     def with_sizes(self, sizes: np.ndarray) -> "Account":
-        """The same births and deaths, of storages of these sizes."""
+        """The same births and deaths, of storages of these sizes (`storages` still say what they were)."""
         other = copy.copy(self)
         other.bytes = sizes
         return other
@@ -64,13 +65,17 @@ class Account:
     def peak(self, phase: str | None = None) -> Peak:
         """The highest moment of all, or of one phase."""
         live = self.live()
-        births = self.born if phase is None else self.born[[s.phase == phase for s in self.storages]]
+        births = self.born if phase is None else self.born[self.of_phases((phase,))]
         clock = int(births[live[births].argmax()])
         last = self.storages[int(np.searchsorted(self.born, clock))]
         return Peak(int(live[clock]), clock, last.phase, last.operator, last.module)
 
     def phases(self) -> list[str]:
         return list(dict.fromkeys(s.phase for s in self.storages))
+
+    def of_phases(self, phases: Sequence[str]) -> np.ndarray:
+        """Which storages are born in one of these phases."""
+        return np.array([s.phase in phases for s in self.storages])
 
     def alive(self, clock: int) -> np.ndarray:
         return (self.born <= clock) & (clock < self.died)

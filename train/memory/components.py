@@ -13,7 +13,7 @@ The trace (train/memory/trace.py) must find the same bytes, and a test holds it 
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
@@ -29,6 +29,7 @@ from nets.unet import UNet2DConditionModel, UNetConfig
 from nets.vae import AutoencoderKL, VAEConfig
 from train.config import Config
 from train.denoising import UserDenoiser
+from train.memory.eager import without_compiler
 
 Stage = Literal["vae", "ldm", "sample"]
 
@@ -80,7 +81,10 @@ def size(tensors: Iterable[torch.Tensor]) -> int:
 @contextmanager
 def built_on(device: str) -> Iterator[None]:
     """Where models are built. On the meta device it takes no time: weights do not even get initial values."""
-    with torch.device(device), _NoInitialValues() if device == "meta" else nullcontext():
+    with torch.device(device), ExitStack() as on_meta:
+        if device == "meta":
+            on_meta.enter_context(_NoInitialValues())
+            on_meta.enter_context(without_compiler())
         yield
 
 

@@ -20,7 +20,7 @@ from train.errors import UserError
 from train.memory.allocator import served
 from train.memory.cards import CardType
 from train.memory.outside import cublas
-from train.memory.plan import FEW, Growth, account_of, fits, on_card, room, runs
+from train.memory.plan import FEW, account_of, fits, largest_batch, on_card, room, runs
 from train.memory.report import gib, mib, table
 from train.memory.setting import Setting
 from train.memory.stages import begin, take_step
@@ -142,7 +142,7 @@ def compared(setting: Setting, card: CardType, run: Measurement) -> Row:
 
 def largest(setting: Setting, card: CardType, run: Measurement) -> End:
     """Bisection by running, from the predicted batch on."""
-    predicted = Growth(on_card(setting, card)).largest(card)
+    predicted = largest_batch(setting, card)
     low, high, batch, step = 0, None, max(predicted, 1), 1
     while high is None or high - low > 1:
         if run(setting.with_training(batch_size=batch)) is None:

@@ -1,11 +1,11 @@
 """What fits: the same run at other batch sizes, and on cards of a given size.
 
-Every storage of a step grows linearly with the batch, or not at all: two traces give the bytes of each at
-any batch, and so the whole timeline. A batch that is called the largest can be traced itself, and so can the
-next one.
+The bytes of every storage of a step are a multiple of the batch, or the same for every batch. One trace of a batch
+that is a prime tells which, and so the whole timeline at any batch. A batch that is called the largest can be
+traced itself, and so can the next one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
@@ -19,12 +19,62 @@ from train.memory.setting import Setting
 from train.memory.stages import trace
 
 FEW = 2  # the smallest batch that others are like; 1 is a case of its own (some views of it are contiguous)
+PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43)
+SAME = ("setup", "optimizer", "EMA", "pictures")
+"""Phases that know of no batch. What else stays the same is made of the same numbers: a model's widths."""
 
 
 @lru_cache(maxsize=32)
 def account_of(setting: Setting) -> Account:
-    """Traced when it is asked for the first time."""
+    """Traced when it is asked for the first time, unless the same run was at another batch."""
+    batch = setting.training.batch_size
+    return traced(setting) if batch < FEW else growth_of(setting).account(batch)
+
+
+def traced(setting: Setting) -> Account:
     return Account(trace(setting))
+
+
+class Growth:
+    """A setting's account at any micro-batch of two or more, from one trace."""
+
+    def __init__(self, setting: Setting):
+        for prime in PRIMES:
+            self.traced = traced(setting.with_training(batch_size=prime))
+            multiple = self.traced.bytes % prime == 0
+            if not self.traced.bytes[multiple & self.traced.of_phases(SAME)].any():
+                break
+        else:
+            raise AssertionError(f"some storage that is the same for every batch is a multiple of each of {PRIMES}")
+        self.slope = np.where(multiple, self.traced.bytes // prime, 0)
+        """Bytes of each storage that one more sample adds."""
+        self.same = np.where(multiple, 0, self.traced.bytes)
+
+    def sizes(self, batch: int) -> np.ndarray:
+        return self.same + batch * self.slope
+
+    def account(self, batch: int) -> Account:
+        return self.traced.with_sizes(self.sizes(batch))
+
+    @cached_property
+    def replay(self) -> Replay:
+        return Replay(self.traced, growing=self.slope > 0)
+
+    def bound(self, limit: int) -> int:
+        """The batch above which even the bytes that are asked for are more than this."""
+        same, slope = self.traced.live(self.same), self.traced.live(self.slope)
+        grows = slope > 0
+        if same[~grows].max(initial=0) > limit:
+            return 0
+        return int(((limit - same[grows]) // slope[grows]).min())
+
+
+def growth_of(setting: Setting) -> Growth:
+    """The same for every batch of this setting."""
+    return _growth(setting.with_training(batch_size=FEW))
+
+
+_growth = lru_cache(maxsize=32)(Growth)
 
 
 def on_card(setting: Setting, card: CardType | None) -> Setting:
@@ -70,82 +120,40 @@ def _serves(replay: Replay, sizes: np.ndarray, limit: int) -> bool:
     return True
 
 
-class Growth:
-    """A setting's account at any micro-batch of two or more, from its own batch and the next."""
+def largest_batch(setting: Setting, card: CardType) -> int:
+    """The largest micro-batch that the allocator can serve on this card, 0 where none is.
 
-    def __init__(self, setting: Setting):
-        self.setting = setting
-        self.batch = max(FEW, setting.training.batch_size)
-        self.few = account_of(setting.with_training(batch_size=self.batch))
+    It fits, and the next one does not. Fragmentation makes holes: of two batches the larger may fit and the
+    smaller not. So it is looked for from above, in steps of 1% of what the bytes alone would allow.
+    """
+    setting = on_card(setting, card)
+    growth, limit = growth_of(setting), room(card)
+    bound = growth.bound(limit)
+    step = max(bound // 100, 1)
 
-    @cached_property
-    def slope(self) -> np.ndarray:
-        """Bytes of each storage that one more sample adds."""
-        more = account_of(self.setting.with_training(batch_size=self.batch + 1))
-        if not np.array_equal(self.few.born, more.born) or not np.array_equal(self.few.died, more.died):
-            raise AssertionError(f"batches of {self.batch} and {self.batch + 1} do not run the same operators")
-        return more.bytes - self.few.bytes
+    def serves(batch: int) -> bool:
+        return _serves(growth.replay, growth.sizes(batch), limit)
 
-    @cached_property
-    def _replay(self) -> Replay:
-        return Replay(self.few, growing=self.slope != 0)
-
-    def sizes(self, batch: int) -> np.ndarray:
-        return self.few.bytes + (batch - self.batch) * self.slope
-
-    def account(self, batch: int) -> Account:
-        """Its account at this batch; traced where the two traces do not speak of it."""
-        if batch < FEW:
-            return account_of(self.setting.with_training(batch_size=batch))
-        return self.few.with_sizes(self.sizes(batch))
-
-    def bound(self, limit: int) -> int:
-        """The batch above which even the bytes that are asked for are more than this."""
-        live, slope = self.few.live(), self.few.live(self.slope)
-        grows = slope > 0
-        if live[~grows].max(initial=0) > limit:
-            return 0
-        return self.batch + int(((limit - live[grows]) // slope[grows]).min())
-
-    def largest(self, card: CardType) -> int:
-        """The largest micro-batch that the allocator can serve on this card, 0 where none is.
-
-        It fits, and the next one does not. Fragmentation makes holes: of two batches the larger may fit and the
-        smaller not. So it is looked for from above, in steps of 1% of what the bytes alone would allow.
-        """
-        limit = room(card)
-        bound = self.bound(limit)
-        step = max(bound // 100, 1)
-
-        def serves(batch: int) -> bool:
-            return _serves(self._replay, self.sizes(batch), limit)
-
-        # Where fragmentation usually leaves off; from there up to what does not fit, or down to what does.
-        batch = max(int((0.885 if self.setting.training.gradient_checkpointing else 0.98) * bound), FEW)
-        if batch <= bound and serves(batch):
-            low, high = batch, batch + step
-            while high <= bound and serves(high):
-                low, high = high, high + step
-        else:
-            low, high = batch - step, batch
-            while low >= FEW and not serves(low):
-                low, high = low - step, low
-        low, high = max(low, FEW - 1), min(high, bound + 1)  # the second does not fit, the first is not asked
-        while high - low > 1:
-            batch = (low + high) // 2
-            low, high = (batch, high) if serves(batch) else (low, batch)
-        return low if low >= FEW else int(fits(self.account(1), card))
-
-
-def largest_batches(setting: Setting, cards: Sequence[CardType]) -> list[int]:
-    """The largest micro-batch on each of these cards, which have the same kernels."""
-    growth = Growth(on_card(setting, cards[0]))
-    return [growth.largest(card) for card in cards]
+    # Where fragmentation usually leaves off; from there up to what does not fit, or down to what does.
+    batch = max(int((0.885 if setting.training.gradient_checkpointing else 0.98) * bound), FEW)
+    if batch <= bound and serves(batch):
+        low, high = batch, batch + step
+        while high <= bound and serves(high):
+            low, high = high, high + step
+    else:
+        low, high = batch - step, batch
+        while low >= FEW and not serves(low):
+            low, high = low - step, low
+    low, high = max(low, FEW - 1), min(high, bound + 1)  # the second does not fit, the first is not asked
+    while high - low > 1:
+        batch = (low + high) // 2
+        low, high = (batch, high) if serves(batch) else (low, batch)
+    return low if low >= FEW else int(fits(account_of(setting.with_training(batch_size=1)), card))
 
 
 def fits_traced(setting: Setting, batch: int, card: CardType) -> bool:
     """Whether this batch fits when it is traced itself."""
-    return fits(account_of(on_card(setting.with_training(batch_size=batch), card)), card)
+    return fits(traced(on_card(setting.with_training(batch_size=batch), card)), card)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from train.memory.plan import (  # fmt: skip
     cheapest_that_fits,
     fits,
     fits_traced,
-    largest_batches,
+    largest_batch,
     levers,
     on_card,
     room,
@@ -182,7 +182,7 @@ class Answers:
 def ask(setting: Setting, cards: Sequence[CardType], card: CardType | None) -> Answers:
     """All of it in one round, so that no core waits; what needs the same trace is one question.
 
-    Levers are pulled on `card`.
+    Levers are pulled on `card`, and its largest batches are traced themselves.
     """
     alike: dict[Setting, list[CardType]] = {}  # by their kernels
     for each in cards:
@@ -193,7 +193,7 @@ def ask(setting: Setting, cards: Sequence[CardType], card: CardType | None) -> A
         variant: (ours, name, alike[ours])
         for ours in sorted(alike, key=lambda ours: -len(alike[ours])) for name, variant in variants(ours).items()
     }  # fmt: skip
-    questions = [partial(_of_cards, *of, variant, variant in others) for variant, of in grown.items()]
+    questions = [partial(_of_cards, *of, variant, variant in others, card) for variant, of in grown.items()]
     questions += [partial(_of_run, other) for other in others if other not in grown]
     found = Answers({}, {})
     for answer in on_all_cores(questions):
@@ -203,17 +203,20 @@ def ask(setting: Setting, cards: Sequence[CardType], card: CardType | None) -> A
     return found
 
 
-def _of_cards(ours: Setting, name: str, cards: list[CardType], variant: Setting, seen: bool) -> Answers:
+def _of_cards(
+    ours: Setting, name: str, cards: list[CardType], variant: Setting, seen: bool, only: CardType | None
+) -> Answers:
     """Of cards that have the same kernels: the largest batch of a variant; of the run itself, how it fits besides."""
-    able = [card for card in cards if runs(ours, card)]
     rows: dict[CardType, dict] = {card: {} for card in cards}
-    for card, batch in zip(able, largest_batches(variant, able) if able else [], strict=True):
-        rows[card][name] = batch
-    for card in cards if variant == ours else ():
-        if card in able:
-            account = account_of(ours)
-            rows[card] |= {"fits": fits(account, card), "left": room(card) - served(account).peak_reserved}
-        if not rows[card].get("fits"):
+    for card in cards:
+        if runs(variant, card):
+            batch = rows[card][name] = largest_batch(variant, card)
+            if batch and card == only:
+                rows[card][f"{name}_traced"] = [fits_traced(variant, each, card) for each in (batch, batch + 1)]
+            if variant == ours:
+                account = account_of(ours)
+                rows[card] |= {"fits": fits(account, card), "left": room(card) - served(account).peak_reserved}
+        if variant == ours and not rows[card].get("fits"):
             rows[card]["fits_with"] = cheapest_that_fits(ours, card)
     return Answers(rows, _of_run(variant).runs if seen else {})
 
@@ -253,16 +256,14 @@ def cards_table(rows: list[dict]) -> str:
     return "\n".join(text)
 
 
-def verification(setting: Setting, card: CardType, row: dict) -> str:
-    """The largest batches and the next ones, each traced itself."""
-    asked = [(name, variant, row[name]) for name, variant in variants(setting).items() if row.get(name)]
-    answers = on_all_cores([
-        partial(fits_traced, variant, batch + more, card) for _, variant, batch in asked for more in (0, 1)
-    ])  # fmt: skip
-    says = ["fits" if answer else "does not fit" for answer in answers]
+def verification(row: dict) -> str:
+    """What came of the largest batches and the next ones, each traced itself."""
     return "\n".join(
-        f"Traced themselves, {VARIANTS[name]}: batch {batch} {says[2 * i]}, batch {batch + 1} {says[2 * i + 1]}."
-        for i, (name, _, batch) in enumerate(asked)
+        f"Traced themselves, {words}: "
+        + ", ".join(f"batch {row[name] + i} {'fits' if fits else 'does not fit'}" for i, fits in enumerate(traced))
+        + "."
+        for name, words in VARIANTS.items()
+        if (traced := row.get(f"{name}_traced"))
     )
 
 

@@ -19,9 +19,9 @@ from train.denoising import denoising_loss, draw_training_window, draw_validatio
 from train.generate import generate
 from train.latents import scaled_latents
 from train.memory.components import built_on, ldm_models
+from train.memory.eager import without_compiler
 from train.memory.run import Run, Standing, stand
 from train.memory.setting import Setting
-from train.memory.shapes import without_compiler
 from train.memory.trace import Trace
 from train.pictures import PICTURE_BATCH
 from train.randomness import generator
