@@ -9,7 +9,7 @@ import pytest
 
 from tests.test_memory_closed_forms import config_of
 from train import memcheck
-from train.memory import plan, stages
+from train.memory import plan, run, stages
 from train.memory.account import Account
 from train.memory.allocator import MEDIUM_SEGMENT, SMALL_SEGMENT, CachingAllocator, OutOfMemory, Replay, rounded, served
 from train.memory.cards import CardType
@@ -274,18 +274,33 @@ def test_births_and_deaths_are_in_order():
     assert (account.died > account.born).all()
 
 
+@pytest.mark.parametrize("precision", ["no", "fp16"])
 @pytest.mark.parametrize("stage", ["ldm", "vae"])
 @pytest.mark.parametrize("name", ["as it is", "optimizer.fused", "shard_optimizer on 2 cards", "ema_on_cpu"])
-def test_what_is_written_down_again_is_what_a_run_of_its_own_takes(stage, name):
-    setting = Setting(config_of("demo"), stage).with_training(batch_size=4)
+def test_what_is_written_down_again_is_what_a_run_of_its_own_takes(stage, name, precision):
+    setting = Setting(config_of("demo"), stage).with_training(
+        batch_size=4, gradient_accumulation_steps=2, mixed_precision=precision
+    )
     trace(setting)
     pulled = {lever.name: lever.pull(setting) for lever in levers(setting)}.get(name, setting)
     first, again = (Account(trace(pulled)) for _ in range(2))
-    for known in (stages._on_meta, stages._between):
+    for known in (stages._on_meta, stages._known):
         known.cache_clear()
     fresh = Account(trace(pulled))
     for other in (again, fresh):
-        assert np.array_equal(first.bytes, other.bytes)
-        assert np.array_equal(first.born, other.born)
-        assert np.array_equal(first.died, other.died)
-        assert [(s.operator, s.module) for s in first.storages] == [(s.operator, s.module) for s in other.storages]
+        for what in ("bytes", "born", "died", "category", "forward_ends"):
+            assert np.array_equal(getattr(first, what), getattr(other, what))
+        places = [[(s.phase, s.operator, s.module) for s in account.storages] for account in (first, other)]
+        assert places[0] == places[1]
+
+
+def test_a_window_is_traced_once_for_all_optimizers(monkeypatch):
+    setting = Setting(config_of("demo", "ldm_loss.condition_dropout=0.11"))  # no other test has traced this one
+    windows = []
+    accumulate = run.accumulate_gradients
+    monkeypatch.setattr(run, "accumulate_gradients", lambda *args: windows.append(args) or accumulate(*args))
+    for each in (setting, setting.with_fused(True), setting.with_training(ema_on_cpu=True)):
+        trace(each)
+    assert len(windows) == 1
+    trace(setting.with_training(batch_size=setting.training.batch_size + 1))
+    assert len(windows) == 2

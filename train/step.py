@@ -58,6 +58,23 @@ def optimizer_step(
     torch.OutOfMemoryError leaves the step to be tried again with a smaller micro-batch. UserError where it cannot be:
     the optimizer has found no memory, and weights may be half changed; or the processes were communicating already.
     """
+    totals = accumulate_gradients(losses, window, micro_batch, optimizer, scaler, autocast, everyone)
+    return update_weights(totals, window, parameters, optimizer, scaler, max_grad_norm, everyone)
+
+
+def accumulate_gradients(
+    losses: Losses,
+    window: int,
+    micro_batch: int,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    autocast: Callable[[], AbstractContextManager],
+    everyone: DistributedDataParallel | None = None,
+) -> dict[str, Tensor]:
+    """The first half of a step: gradients of the window's mean loss, in place of those that were there.
+
+    Returns this process's part of the mean of each loss, on the device, so that nothing waits for it yet.
+    """
     totals: dict[str, Tensor] = {}
     optimizer.zero_grad(set_to_none=everyone is None)  # DDP keeps them in its buckets: micro-batches add up there
     share = parallel.share(window) if everyone else range(window)
@@ -79,7 +96,19 @@ def optimizer_step(
                 ) from None
         for name, per_sample in parts.items():
             totals[name] = totals.get(name, 0.0) + per_sample.detach().float().sum() / window
+    return totals
 
+
+def update_weights(
+    totals: dict[str, Tensor],
+    window: int,
+    parameters: Sequence[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    max_grad_norm: float,
+    everyone: DistributedDataParallel | None = None,
+) -> StepResult:
+    """The second half: the gradients unscaled and clipped, and the optimizer's step on them, if they are finite."""
     scaler.unscale_(optimizer)  # once, so that the norm is that of the true gradient
     grad_norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm))
     means = {name: float(total) for name, total in totals.items()}

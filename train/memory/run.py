@@ -6,7 +6,7 @@ checkpointing: it is traced once for all runs that have it in common.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +21,7 @@ from train.memory.card import Card
 from train.memory.setting import Setting
 from train.memory.trace import Trace
 from train.optim import OptimConfig, make_adamw
-from train.step import optimizer_step
+from train.step import accumulate_gradients, update_weights
 from train.vae_loss import Adversary
 
 TRACED_MICRO_BATCHES = 2  # a third is like the second
@@ -50,8 +50,8 @@ class Unrecorded:
     def continued(self, card: Card) -> "Unrecorded":
         return self
 
-    def again(self, memory: dict, key, part: Callable[[], object]) -> None:
-        part()
+    def again(self, known: dict, key: Hashable, part: Callable[[], dict]) -> dict:
+        return part()
 
     def __enter__(self):
         return self
@@ -72,8 +72,10 @@ class Standing:
     ema: EMA | None = None
     optimizer: torch.optim.Optimizer | None = None
     adversary: Adversary | None = None
+    windows: dict = field(default_factory=dict)
+    """Windows, from forward to gradients, as first traced: the same whatever the optimizer and the average do."""
     between: dict = field(default_factory=dict)
-    """What is run between steps (validation, pictures), as it was first traced: the same after every step."""
+    """What is run between steps (validation, pictures), as first traced: the same after every step."""
 
     @property
     def averaged(self) -> nn.Module:
@@ -150,14 +152,25 @@ class Run:
             self.trace.end_forward()
         self.trace.phase = "backward"
 
-    def step(self, losses: Callable[[slice], dict[str, Tensor]]) -> None:
-        standing = self.standing
+    def step(self, losses: Callable[[slice], dict[str, Tensor]], window: Hashable = None) -> None:
+        """train/step.py's optimizer_step, and the average. Of runs with an equal `window` (not None) one is traced."""
+        standing, trained, optimizer = self.standing, self.standing.trained, self.standing.optimizer
+
+        def learn() -> dict[str | int, Tensor]:
+            means = accumulate_gradients(
+                losses, self.window, self.training.batch_size, optimizer, self.scaler, self.autocast
+            )
+            return {**means, **{i: p.grad for i, p in enumerate(trained)}}
+
+        with self.trace.during("inputs"):  # from its first step on a run has the scaler's numbers
+            self.scaler.scale(torch.zeros((), device=self.device))
         with self.trace.during("forward"):
-            optimizer_step(
-                losses, self.window, self.training.batch_size, standing.trained, standing.optimizer, self.scaler,
-                self.autocast, self.training.optimizer.max_grad_norm,
-            )  # fmt: skip
-        self.trace.label_gradients(standing.trained)
+            left = self.trace.again({} if window is None else standing.windows, window, learn)
+            for i, p in enumerate(trained):
+                p.grad = left.pop(i)
+            self.trace.phase = "backward"
+            update_weights(left, self.window, trained, optimizer, self.scaler, self.training.optimizer.max_grad_norm)
+        self.trace.label_gradients(trained)
         if standing.ema:
             with self.trace.during("EMA"):
                 standing.ema.update(standing.model)

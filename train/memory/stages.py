@@ -42,7 +42,9 @@ def begin(setting: Setting) -> Run:
     with without_compiler():
         standing = _on_meta(setting.before_steps()) if setting.device == "meta" else _stand(setting)
         run = Run(setting, standing)
-        standing.between = _between(_apart_from_optimizers(setting.before_steps()))
+        if setting.device == "meta":
+            alike = _apart_from_optimizers(setting.before_steps())
+            standing.between, standing.windows = _known(alike), _known(alike.with_training(ema_on_cpu=False))
         return run
 
 
@@ -77,8 +79,8 @@ _on_meta = lru_cache(maxsize=8)(_stand)
 
 
 @lru_cache(maxsize=8)
-def _between(setting: Setting) -> dict:
-    """What is known of what these models run between steps, which no optimizer has a part in."""
+def _known(setting: Setting) -> dict:
+    """What has been traced already of what these models run."""
     return {}
 
 
@@ -108,21 +110,27 @@ def _ldm_step(setting: Setting, run: Run) -> None:
             chance, device,
         )  # fmt: skip
         users = torch.zeros(len(draws.posterior), dtype=torch.long).to(device)
-    run.step(losses)
+    learns = (setting.attention, training.mixed_precision, training.gradient_checkpointing)
+    run.step(losses, (*learns, config.latents.cache_latents, training.batch_size, run.window))
     if not setting.validates:
         return
     averaged = standing.averaged.eval()
 
-    def validate() -> None:
+    def validate() -> dict:
         held_out = draw_validation_window((training.batch_size, *shape[1:]), 1, chance, device)
         x0, rows = latents(held_out.posterior), users[: training.batch_size]
         denoising_loss(averaged, schedule, config.ldm_loss, x0, rows, held_out)
+        return {}
+
+    def draw_pictures() -> dict:
+        _generate(setting, averaged, vae)
+        return {}
 
     key = (setting.attention, training.batch_size, config.latents.cache_latents)
     with run.trace.during("validation"), torch.no_grad():
         run.trace.again(standing.between, key, validate)
     with run.trace.during("pictures"):
-        run.trace.again(standing.between, setting.attention, lambda: _generate(setting, averaged, vae))
+        run.trace.again(standing.between, setting.attention, draw_pictures)
 
 
 def _vae_step(setting: Setting, run: Run) -> None:
@@ -150,9 +158,10 @@ def _vae_step(setting: Setting, run: Run) -> None:
     if not setting.validates:
         return
 
-    def reconstruct() -> None:
+    def reconstruct() -> dict:
         batch = torch.zeros(PICTURE_BATCH, *pixels).to(run.device)
         standing.averaged.decode(standing.averaged.encode(batch).mode())
+        return {}
 
     with run.trace.during("pictures"), torch.no_grad():
         run.trace.again(standing.between, setting.attention, reconstruct)

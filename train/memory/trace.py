@@ -11,7 +11,7 @@ whose forward made the autograd node that runs: nodes are numbered as they are m
 import gc
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -38,6 +38,18 @@ class Storage:
     died: int | None = None
     category: str = ""
     """Once it is known to be more than a temporary: "weights", "gradients", ..."""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A part of a run, which can be written down again."""
+
+    storages: list[Storage]
+    start: int
+    end: int
+    forward_ends: list[int]
+    left: dict[Hashable, tuple[Storage, torch.Size, tuple[int, ...], torch.dtype]]
+    """The tensors that outlive it: storage, size, stride, dtype."""
 
 
 class Trace(TorchDispatchMode):
@@ -67,19 +79,38 @@ class Trace(TorchDispatchMode):
         other._alive = self._left.copy()
         return other
 
-    def again(self, memory: dict, key, part: Callable[[], object]) -> None:
-        """Run `part`, which leaves nothing behind; if it was run under this key before, write down the same again."""
-        if key not in memory:
-            first, start = len(self.storages), self.clock
-            part()
-            memory[key] = (self.storages[first:], start, self.clock - start)
-            return
-        storages, start, ticks = memory[key]
-        later = self.clock - start
-        for s in storages:
-            born, died = s.born + later, s.died + later
-            self.storages.append(Storage(s.bytes, s.phase, s.operator, s.module, born, died, s.category))
-        self.clock += ticks
+    def again(self, known: dict, key: Hashable, part: Callable[[], dict]) -> dict:
+        """What `part` returns; where the key is known, the same is written down again instead of running it.
+
+        Of what it makes only the tensors that it returns, by any names, outlive it; each has a storage of its own.
+        """
+        if key in known:
+            return self._write_down(known[key])
+        first, start, ends = len(self.storages), self.clock, len(self.forward_ends)
+        left = part()
+        known[key] = Passage(
+            self.storages[first:], start, self.clock, self.forward_ends[ends:],
+            {name: (self.find(t), t.shape, t.stride(), t.dtype) for name, t in left.items()},
+        )  # fmt: skip
+        return left
+
+    def _write_down(self, passage: Passage) -> dict[Hashable, Tensor]:
+        first, later = len(self.storages), self.clock - passage.start
+        left, keys = {}, {}
+        for name, (then, *shape, dtype) in passage.left.items():
+            left[name] = torch.empty_strided(*shape, dtype=dtype, device=self.device)
+            keys[id(then)] = left[name].untyped_storage()._cdata
+        del self.storages[first:]  # they are born in their turn
+        for s in passage.storages:
+            key = keys.get(id(s))
+            died = s.died + later if key is None else None
+            now = Storage(s.bytes, s.phase, s.operator, s.module, s.born + later, died, s.category)
+            self.storages.append(now)
+            if key is not None:
+                self._alive[key] = (self._alive[key][0], now)
+        self.forward_ends += [end + later for end in passage.forward_ends]
+        self.clock = passage.end + later
+        return left
 
     # ---- what the run tells
 
