@@ -11,8 +11,8 @@ from train.errors import UserError
 from train.memory.allocator import served
 from train.memory.cards import CardType
 from train.memory.measure import MiB, Peaks, compared, ends_of, grid, largest, record, verdict
-from train.memory.outside import cublas
-from train.memory.plan import account_of, largest_batch, room
+from train.memory.outside import context, cublas
+from train.memory.plan import account_of, largest_batch
 from train.memory.setting import Setting
 
 CARD = CardType("imaginary", 3.0, (7, 5), "")
@@ -22,11 +22,11 @@ SETTING = Setting(config_of("demo"), validates=False)
 def as_predicted(setting: Setting, more: int = 0) -> Peaks | None:
     """A card that takes what the account says, and `more` bytes."""
     account = account_of(setting)
-    given, workspace = served(account), cublas(CARD).bytes + more
+    given, workspace = served(account), cublas(CARD, account).bytes + more
     peaks = Peaks(
         account.peak().bytes + workspace, given.peak_allocated + workspace, given.peak_reserved + workspace
     )
-    return peaks if peaks.reserved <= room(CARD) + cublas(CARD).bytes else None
+    return peaks if peaks.reserved <= CARD.bytes - context(CARD).bytes else None
 
 
 def test_a_card_that_takes_what_is_predicted_leaves_no_error():

@@ -13,6 +13,7 @@ from train.memory import plan, run, stages
 from train.memory.account import Account
 from train.memory.allocator import MEDIUM_SEGMENT, SMALL_SEGMENT, CachingAllocator, OutOfMemory, Replay, rounded, served
 from train.memory.cards import CardType
+from train.memory.outside import cublas
 from train.memory.plan import (
     Growth,
     account_of,
@@ -66,7 +67,7 @@ def test_a_card_that_holds_one_sample_only_has_a_largest_batch_of_one():
     setting = Setting(config_of("light"), "vae", validates=False)
     one, two = (served(account_of(setting.with_training(batch_size=batch))) for batch in (1, 2))
     assert one.peak_reserved < two.peak_allocated
-    around = SMALL_CARD.bytes - room(SMALL_CARD)
+    around = SMALL_CARD.bytes - room(SMALL_CARD, account_of(setting))
     for limit, largest in ((two.peak_allocated - 1, 1), (one.peak_allocated - 1, 0)):
         assert largest_batch(setting, replace(SMALL_CARD, memory=(limit + around) / 2**30)) == largest
 
@@ -169,8 +170,8 @@ def test_free_segments_are_given_back_before_memory_runs_out():
 
 def test_a_common_beginning_served_once_changes_nothing():
     growth = Growth(Setting(config_of("light"), validates=False))
-    sizes = growth.sizes(20)
-    for limit in (None, room(SMALL_CARD), room(SMALL_CARD) // 2):
+    sizes, whole = growth.sizes(20), room(SMALL_CARD, growth.traced)
+    for limit in (None, whole, whole // 2):
         peaks = []
         for growing in (None, growth.slope != 0):
             try:
@@ -304,3 +305,10 @@ def test_a_window_is_traced_once_for_all_optimizers(monkeypatch):
     assert len(windows) == 1
     trace(setting.with_training(batch_size=setting.training.batch_size + 1))
     assert len(windows) == 2
+
+
+def test_a_training_has_a_workspace_for_each_of_its_two_threads_and_sampling_one():
+    old, hopper = CardType("old", 16.0, (7, 5), ""), CardType("new", 80.0, (9, 0), "")
+    training, sampling = (account_of(Setting(config_of("demo"), stage)) for stage in ("ldm", "sample"))
+    assert [cublas(old, account).bytes for account in (training, sampling)] == [2 * 8_519_680, 8_519_680]
+    assert [cublas(hopper, account).bytes for account in (training, sampling)] == [64 * MiB, 32 * MiB]

@@ -119,14 +119,17 @@ def test_latents_of_a_scale_far_from_one_are_refused_before_training(factor, san
 # ---- the card's memory
 
 
+WORKSPACES = 2 * 8_519_680  # cuBLAS's, on a Pascal: forward and backward
+
+
 @pytest.fixture(scope="module")
 def needs() -> dict[int, tuple[int, int]]:
-    """Bytes that tensors ask for, and that are reserved, at the peak, by the pieces that 120 images are cut into."""
+    """Bytes that tensors ask for, and that the card must have free, by the pieces that 120 images are cut into."""
     found = {}
     for pieces in (1, 2, 3, 4):
         setting = Setting(tiny(), "ldm", 3).with_training(batch_size=120 // pieces, gradient_accumulation_steps=pieces)
         account = account_of(setting)
-        found[pieces] = account.peak().bytes, served(account).peak_reserved
+        found[pieces] = account.peak().bytes, served(account).peak_reserved + WORKSPACES
     return found
 
 
@@ -161,8 +164,8 @@ def test_a_run_whose_tensors_alone_are_too_many_is_refused_with_numbers_and_advi
 
 
 def test_a_run_that_only_the_allocators_rounding_may_break_is_warned_of(card, needs, capsys):
-    requested, reserved = needs[4]
-    assert requested < reserved
+    requested, wanted = needs[4]
+    assert requested < wanted
     card(requested)
     assert plan_micro_batch(tiny(*WINDOW), "ldm", 3, CUDA) == 30
     assert "this may not fit" in capsys.readouterr().err
@@ -197,10 +200,10 @@ def test_a_process_plans_its_share_of_the_window_and_gradients_that_stay(monkeyp
     halves = Setting(config, "ldm", 3)  # two pieces of 60: gradients are there while the second is computed
     at_once = account_of(halves)
     assert at_once.peak().bytes > account_of(halves.with_training(gradient_accumulation_steps=1)).peak().bytes
-    card(served(at_once).peak_reserved)
+    card(served(at_once).peak_reserved + WORKSPACES)
     assert plan_micro_batch(config, "ldm", 3, CUDA) == 60
     assert f"need {at_once.peak().bytes / 2**30:.2f} GiB" in capsys.readouterr().err
-    card(at_once.peak().bytes - 1)
+    card(at_once.peak().bytes - 1 + (WORKSPACES if auto else 0))
     if auto:
         assert plan_micro_batch(config, "ldm", 3, CUDA) == 30
     else:

@@ -21,6 +21,7 @@ from train.latents import measure_scaling
 from train.loop import TrainingConfig
 from train.memory.account import Account
 from train.memory.cards import card_here
+from train.memory.outside import cublas
 from train.memory.plan import account_of, fits_in, on_card
 from train.memory.setting import Setting
 from train.split import evenly
@@ -112,15 +113,19 @@ def plan_micro_batch(config: Config, stage: str, users: int, device: torch.devic
     size = min(training.batch_size, share)
     if device.type != "cuda":
         return size
-    setting = on_card(Setting(config, stage, users), card_here(device))
+    here = card_here(device)
+    setting = on_card(Setting(config, stage, users), here)
     free, _ = torch.cuda.mem_get_info(device)
 
     def account(size: int) -> Account:
         return account_of(setting.of_one_process(processes, size))
 
+    def has_room(account: Account) -> bool:
+        return fits_in(account, free - cublas(here, account).bytes)
+
     if training.auto_batch:
         sizes = sorted({-(-share // pieces) for pieces in range(1, share + 1)}, reverse=True)
-        size = sizes[bisect_left(sizes[:-1], True, key=lambda size: fits_in(account(size), free))]
+        size = sizes[bisect_left(sizes[:-1], True, key=lambda size: has_room(account(size)))]
     planned = account(size)
     needed = planned.peak().bytes
     figures = f"{size} images at once need {needed / GiB:.2f} GiB (predicted), {free / GiB:.2f} GiB are free"
@@ -129,6 +134,6 @@ def plan_micro_batch(config: Config, stage: str, users: int, device: torch.devic
             f"the card's memory: {figures}; {'' if training.auto_batch else 'set auto_batch to true, or '}set "
             "gradient_checkpointing to true, or use a smaller model (python -m train.memcheck has advice)"
         )
-    unsure = "" if fits_in(planned, free) else "; torch's allocator may need more than that, and this may not fit"
+    unsure = "" if has_room(planned) else "; torch's allocator may need more than that, and this may not fit"
     print(f"memory: {figures}{unsure}", file=sys.stderr)
     return size

@@ -19,8 +19,8 @@ from train.device import pick_device
 from train.errors import UserError
 from train.memory.allocator import served
 from train.memory.cards import CardType
-from train.memory.outside import cublas
-from train.memory.plan import FEW, account_of, fits, largest_batch, on_card, room, runs
+from train.memory.outside import context, cublas
+from train.memory.plan import FEW, account_of, fits, largest_batch, on_card, runs
 from train.memory.report import gib, mib, table
 from train.memory.setting import Setting
 from train.memory.stages import begin, take_step
@@ -47,7 +47,7 @@ def measure(setting: Setting, path: Path) -> str:
     if pick_device().type != "cuda":
         raise UserError("--measure runs the steps on a CUDA card, and this machine has none")
     card = CardType("16 GB, imitated", IMITATED, torch.cuda.get_device_capability(), "imitated")
-    run = partial(on_cuda, limit=room(card) + cublas(card).bytes)
+    run = partial(on_cuda, limit=card.bytes - context(card).bytes)
     cases = [case for case in grid(setting) if runs(case, card)]
     rows = [compared(case, card, run) for case in cases]
     ends = [largest(case, card, run) for case in ends_of(setting)]
@@ -133,7 +133,7 @@ class End:
 
 def compared(setting: Setting, card: CardType, run: Measurement) -> Row:
     account = account_of(on_card(setting, card))
-    workspace, given = cublas(card).bytes, served(account)
+    workspace, given = cublas(card, account).bytes, served(account)
     predicted = Peaks(
         account.peak().bytes + workspace, given.peak_allocated + workspace, given.peak_reserved + workspace
     )

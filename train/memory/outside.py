@@ -28,13 +28,15 @@ def context(card: CardType | None) -> Outside:
     )  # fmt: skip
 
 
-def cublas(card: CardType | None) -> Outside:
-    """In torch's allocator, from the first matrix product on."""
+def cublas(card: CardType | None, account: Account) -> Outside:
+    """In torch's allocator, from a thread's first matrix product on: autograd goes backward in a thread of its own."""
     hopper = card is not None and card.capability >= (9, 0)
     size = 32 * MiB if hopper else 2 * 4096 * 1024 + 8 * 16 * 1024
+    threads = 2 if account.forward_ends else 1
     return Outside(
-        "cuBLAS workspace", size,
-        "predicted: torch's default for a handle and stream, :4096:2:16:8, on Hopper 32 MiB (CUDABlas.cpp)",
+        "cuBLAS workspaces", threads * size,
+        "predicted: torch's default for a handle, :4096:2:16:8, on Hopper 32 MiB; each thread that multiplies has a "
+        f"handle, here {threads} (CublasHandlePool.cpp)",
     )  # fmt: skip
 
 
@@ -48,7 +50,7 @@ def lines(account: Account, card: CardType | None) -> list[Outside]:
         Outside("remainders not split off", given.peak_allocated - units, "predicted: the allocator's rules, replayed"),
         Outside("reserved but free", given.peak_reserved - given.peak_allocated,
                 "predicted: the same; fragmentation and segments kept for later"),
-        cublas(card),
+        cublas(card, account),
         Outside("cuDNN workspace", None,
                 "not known: what cuDNN's algorithm wants, at most what is free; when that is refused torch goes on to "
                 "the next algorithm (Conv_v8.cpp, try_plans), so that it decides no fit"),

@@ -98,13 +98,13 @@ def runs(setting: Setting, card: CardType) -> bool:
     return card.bf16 or setting.stage == "sample" or setting.training.mixed_precision != "bf16"
 
 
-def room(card: CardType) -> int:
-    """Bytes that torch's allocator can give to tensors."""
-    return card.bytes - context(card).bytes - cublas(card).bytes
+def room(card: CardType, account: Account) -> int:
+    """Bytes that torch's allocator can give to the tensors of this run."""
+    return card.bytes - context(card).bytes - cublas(card, account).bytes
 
 
 def fits(account: Account, card: CardType) -> bool:
-    return fits_in(account, room(card))
+    return fits_in(account, room(card, account))
 
 
 def fits_in(account: Account, limit: int) -> bool:
@@ -127,7 +127,8 @@ def largest_batch(setting: Setting, card: CardType) -> int:
     smaller not. So it is looked for from above, in steps of 1% of what the bytes alone would allow.
     """
     setting = on_card(setting, card)
-    growth, limit = growth_of(setting), room(card)
+    growth = growth_of(setting)
+    limit = room(card, growth.traced)
     bound = growth.bound(limit)
     step = max(bound // 100, 1)
 

@@ -215,7 +215,7 @@ def _of_cards(
                 rows[card][f"{name}_traced"] = [fits_traced(variant, each, card) for each in (batch, batch + 1)]
             if variant == ours:
                 account = account_of(ours)
-                rows[card] |= {"fits": fits(account, card), "left": room(card) - served(account).peak_reserved}
+                rows[card] |= {"fits": fits(account, card), "left": room(card, account) - served(account).peak_reserved}
         if variant == ours and not rows[card].get("fits"):
             rows[card]["fits_with"] = cheapest_that_fits(ours, card)
     return Answers(rows, _of_run(variant).runs if seen else {})

@@ -39,7 +39,7 @@ def watched(
     here = card_here(device)
     account = account_of(on_card(replace(setting, validates=False), here))
     models, optimizers, taken = list(models), list(optimizers), 0
-    predicted = {"peak": served(account).peak_allocated + (cublas(here).bytes if here else 0)}
+    predicted = {"peak": served(account).peak_allocated + (cublas(here, account).bytes if here else 0)}
     print(f"Memory: {predicted['peak'] / MiB:,.0f} MiB at the peak of a step (predicted; see train.memcheck)")
     predicted |= standing(account)
 
