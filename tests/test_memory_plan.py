@@ -269,6 +269,12 @@ def test_the_command_prints_tables_and_draws_pictures(capsys, tmp_path: Path):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_several_cards_have_buffers_to_exchange_gradients_through(ranks, capsys):
+    memcheck.main(["--config", "configs/demo.yaml", "--ranks", str(ranks), "--gpu", "T4"])
+    assert ("NCCL buffers" in capsys.readouterr().out) == (ranks > 1)
+
+
 def test_births_and_deaths_are_in_order():
     account: Account = account_of(Setting(config_of("light")))
     assert (np.diff(account.born) > 0).all()

@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     print(f"{report.title(setting, card)}\n\n{report.exact(setting, parts)}\n\nFrom here on {report.PREDICTED}.\n")
     print(f"{report.by_component(account, account.peak().clock)}\n\n{report.peak_in_words(account)}\n")
-    print(f"{report.beside(account, card)}\n")
+    print(f"{report.beside(account, card, setting.processes)}\n")
     cards = [card] if card else CARDS
     answers = report.ask(setting, cards, card)
     if was := report.old_estimates(setting, parts, answers, card):

@@ -40,12 +40,12 @@ def cublas(card: CardType | None, account: Account) -> Outside:
     )  # fmt: skip
 
 
-def lines(account: Account, card: CardType | None) -> list[Outside]:
-    """All that comes on top of the bytes that tensors ask for, at the peak."""
+def lines(account: Account, card: CardType | None, processes: int) -> list[Outside]:
+    """All that comes on top of the bytes that tensors ask for, at the peak, on the card of one of the processes."""
     requested = int(account.live().max())
     units = int(account.live(rounded(account.bytes)).max())
     given = served(account)
-    return [
+    found = [
         Outside("rounding up to 512 bytes", units - requested, "predicted: exact, from the trace"),
         Outside("remainders not split off", given.peak_allocated - units, "predicted: the allocator's rules, replayed"),
         Outside("reserved but free", given.peak_reserved - given.peak_allocated,
@@ -59,3 +59,7 @@ def lines(account: Account, card: CardType | None) -> list[Outside]:
                 "backward pass"),
         context(card),
     ]  # fmt: skip
+    if processes > 1:
+        source = "not known: what the cards exchange gradients through; outside torch's counters"
+        found.append(Outside("NCCL buffers", None, source))
+    return found

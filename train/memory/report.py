@@ -137,9 +137,9 @@ def peak_in_words(account: Account) -> str:
     return "\n".join(text)
 
 
-def beside(account: Account, card: CardType | None) -> str:
+def beside(account: Account, card: CardType | None, processes: int) -> str:
     """What no tensor of the program is, and no row of the table holds."""
-    found = lines(account, card)
+    found = lines(account, card, processes)
     rows = [(line.name, "?" if line.bytes is None else mib(line.bytes)) for line in found]
     sources = [fill(f"- {line.name}: {line.source}", WIDTH, subsequent_indent="  ") for line in found]
     beside = table(("beside the tensors, never added to them", "MiB"), rows)
@@ -303,7 +303,7 @@ def as_dictionary(setting: Setting, parts: list[Component], account: Account, ca
         "at_peak": account.table(peak.clock),
         "modules_at_peak": account.modules(peak.clock, depth=99),
         "end_of_forward": [int(account.live()[clock]) for clock in account.forward_ends],
-        "beside": [asdict(line) for line in lines(account, card)],
+        "beside": [asdict(line) for line in lines(account, card, setting.processes)],
         "old_estimates": old_estimates(setting, parts, answers, card),
         "cards": on_cards(cards, answers),
         "advice": advice(setting, account, answers, card),
