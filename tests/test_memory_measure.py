@@ -1,6 +1,7 @@
 """The comparison with a card, of a card that is made up here: what a record says, and what it calls a miss."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,9 +9,10 @@ import torch
 from tests.test_memory_closed_forms import config_of
 from train import memcheck
 from train.errors import UserError
+from train.memory import measure
 from train.memory.allocator import served
 from train.memory.cards import CardType
-from train.memory.measure import MiB, Peaks, compared, ends_of, grid, largest, record, verdict
+from train.memory.measure import MiB, Peaks, compared, ends_of, grid, largest, on_cuda, record, verdict
 from train.memory.outside import context, cublas
 from train.memory.plan import account_of, largest_batch
 from train.memory.setting import Setting
@@ -77,6 +79,28 @@ def test_the_record_names_machine_runs_and_misses():
     assert text.count("MISS") == 1
     assert f"Missed: {rows[2].name}." in text
     assert "median" in verdict(rows, [])
+
+
+@pytest.mark.parametrize(("cause", "fitted"), [(torch.OutOfMemoryError("cuda"), False), (None, None)])
+def test_a_run_that_finds_no_memory_in_its_optimizer_did_not_fit(monkeypatch, cause, fitted):
+    def step(run, setting):
+        try:
+            if cause:
+                raise cause
+        except torch.OutOfMemoryError:
+            raise UserError("there is no memory for the optimizer") from None
+        raise UserError("something else")
+
+    for name in ("empty_cache", "set_per_process_memory_fraction", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=2**30))
+    monkeypatch.setattr(measure, "begin", lambda setting: None)
+    monkeypatch.setattr(measure, "take_step", step)
+    if fitted is None:
+        with pytest.raises(UserError, match="something else"):
+            on_cuda(SETTING, 2**29)
+    else:
+        assert on_cuda(SETTING, 2**29) is None
 
 
 def test_without_a_card_nothing_is_measured(tmp_path: Path, monkeypatch):

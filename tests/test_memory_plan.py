@@ -9,6 +9,7 @@ import pytest
 
 from tests.test_memory_closed_forms import config_of
 from train import memcheck
+from train.errors import UserError
 from train.memory import plan, run, stages
 from train.memory.account import Account
 from train.memory.allocator import MEDIUM_SEGMENT, SMALL_SEGMENT, CachingAllocator, OutOfMemory, Replay, rounded, served
@@ -273,6 +274,18 @@ def test_the_command_prints_tables_and_draws_pictures(capsys, tmp_path: Path):
 def test_several_cards_have_buffers_to_exchange_gradients_through(ranks, capsys):
     memcheck.main(["--config", "configs/demo.yaml", "--ranks", str(ranks), "--gpu", "T4"])
     assert ("NCCL buffers" in capsys.readouterr().out) == (ranks > 1)
+
+
+def test_cards_that_do_not_divide_the_optimizers_state_are_advised_to():
+    whole = Setting(config_of("light"), processes=2, validates=False)
+    lever = {lever.name: lever for lever in levers(whole)}["shard_optimizer"]
+    assert account_of(lever.pull(whole)).peak().bytes < account_of(whole).peak().bytes
+    assert "shard_optimizer" not in [other.name for other in levers(lever.pull(whole))]
+
+
+def test_sampling_on_several_cards_is_refused():
+    with pytest.raises(UserError, match="on one card"):
+        memcheck.main(["--config", "configs/demo.yaml", "--stage", "sample", "--ranks", "2"])
 
 
 def test_births_and_deaths_are_in_order():

@@ -42,6 +42,8 @@ def main(argv: list[str] | None = None) -> None:
     card = report.card_named(args.gpu) if args.gpu is not None else None
     if args.gpu is not None and card is None:
         raise UserError(f"--gpu {args.gpu}: not a known card{nearest(args.gpu, [c.name for c in CARDS])}: {names()}")
+    if args.stage == "sample" and args.ranks > 1:
+        raise UserError("--ranks is of the trainings: images are sampled on one card")
     setting = Setting(config, args.stage, users)
     if args.stage != "sample":
         setting = setting.of_one_process(args.ranks, setting.training.batch_size)

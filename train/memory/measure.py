@@ -90,6 +90,10 @@ def on_cuda(setting: Setting, limit: int) -> Peaks | None:
         take_step(begin(setting), setting)
     except torch.cuda.OutOfMemoryError:
         return None
+    except UserError as error:  # the optimizer's (train/step.py)
+        if not isinstance(error.__context__, torch.cuda.OutOfMemoryError):
+            raise
+        return None
     stats = torch.cuda.memory_stats()
     return Peaks(*(stats[f"{what}_bytes.all.peak"] for what in ("requested", "allocated", "reserved")))
 

@@ -192,6 +192,9 @@ def levers(setting: Setting) -> list[Lever]:
                            lambda s: s.with_training(ema_on_cpu=True)))  # fmt: skip
     if setting.processes == 1:
         found.append(Lever("shard_optimizer on 2 cards", "a second card", _on_two_cards))
+    elif not training.shard_optimizer:
+        found.append(Lever("shard_optimizer", "an exchange of weights in each step",
+                           lambda s: s.with_training(shard_optimizer=True)))  # fmt: skip
     if setting.stage == "ldm" and config.user_encoder.tokens_per_user > 1:
         found.append(Lever("tokens_per_user 1", "a new model, with one token for each user", _one_token))
     return found

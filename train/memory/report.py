@@ -274,8 +274,7 @@ def advice(setting: Setting, account: Account, answers: Answers, card: CardType 
         then = answers.runs[on_card(lever.pull(setting), card)]
         rows.append({"lever": lever.name, "cost": lever.cost, "allocated": now.peak_allocated - then.allocated,
                      "reserved": now.peak_reserved - then.reserved})  # fmt: skip
-    saving = [row for row in rows if max(row["allocated"], row["reserved"]) > 0]
-    return sorted(saving, key=lambda row: -row["allocated"])
+    return sorted((row for row in rows if row["allocated"] > 0), key=lambda row: -row["allocated"])
 
 
 def advice_table(rows: list[dict]) -> str:
