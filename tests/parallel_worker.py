@@ -110,23 +110,20 @@ def learn_short_of_memory(*args) -> dict:
 def communication(micro_batch: int) -> list[str]:
     """What a step does, in the order of time: "micro-batch", and the names of collective operations."""
     run = Denoising(14, 7, micro_batch)
-    for number in range(2):  # the second begins with arranging the gradients in buckets, once for all
-        run.step(number)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        run.step(2)
+        run.step(0)
     events = [event for event in profile.events() if event.name.startswith(("micro-batch", "c10d::"))]
     return [event.name for event in sorted(events, key=lambda event: event.time_range.start)]
 
 
 def gradients() -> list[set[int]]:
-    """Where they are before each micro-batch of a step."""
+    """Where they are before each micro-batch of a run's first steps."""
     run, found = Denoising(14, 7, 2), []
-    for number in range(2):  # the second begins with arranging the gradients in buckets, once for all
-        run.step(number)
     run.model.unet.register_forward_pre_hook(
         lambda *_: found.append({p.grad.data_ptr() for p in run.model.trained_parameters() if p.grad is not None})
     )
-    run.step(2)
+    for number in range(3):
+        run.step(number)
     return found
 
 

@@ -146,12 +146,21 @@ class Objective(nn.Module):
 def add_gradients(parameters: Iterable[nn.Parameter]) -> DistributedDataParallel | None:
     """What `optimizer_step` needs to add up the gradients of all processes; None where there is only one.
 
-    Every one of the parameters must have an effect on every loss.
+    Every one of the parameters must have an effect on every loss. In the order in which a forward pass needs them:
+    the last ones' gradients are added up first, while the others' are still to come.
+
+    To be called before there is an optimizer's state.
     """
     if world_size() == 1:
         return None
     objective = DistributedDataParallel(Objective(parameters), gradient_as_bucket_view=True)
     objective.register_comm_hook(None, _add)
+    # DDP's first backward pass shows it in which order gradients come, and before the second it makes its buckets
+    # anew, beside the old ones if those still hold gradients. Two empty shares take that out of the training, where
+    # a card may not have room for gradients twice.
+    for _ in range(2):
+        objective.zero_grad(set_to_none=True)
+        objective(lambda _: {}, slice(0, 0))["loss"].backward()
     return objective
 
 
