@@ -145,6 +145,9 @@ def _vae_step(setting: Setting, run: Run) -> None:
             adversary.begin_window()
             earlier = max(training.window - run.window, 0)  # by micro-batches that are not looked at
             adversary.fakes.append(torch.zeros(earlier, *pixels).to(run.device))
+            for p in adversary.discriminator.parameters():  # which the step before has left
+                p.grad = torch.zeros_like(p)
+            run.trace.label_gradients(adversary.discriminator.parameters())
 
     def losses(part: slice) -> dict[str, Tensor]:
         scale = run.scaler.get_scale()
