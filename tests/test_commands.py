@@ -175,6 +175,20 @@ def test_an_fp16_run_goes_on_where_fp16_is_computed_otherwise(runs, tmp_path, mo
     assert bool(found.state["scaler"]) == first_on_cpu
 
 
+@pytest.mark.parametrize("stage", ["vae", "ldm"])
+def test_the_account_beside_a_run_is_that_of_the_precision_in_which_it_is_computed(runs, tmp_path, capsys, stage):
+    """Which on the CPU is fp32, whatever the config says of a card."""
+    main, more = {"vae": (vae.main, []), "ldm": (ldm.main, ["--vae_path", str(runs / "v/final_model")])}[stage]
+    more = [*more, "--set", f"{stage}_training.batch_size=15"]
+    said = []
+    for precision in ("no", "fp16"):
+        main(["--config", TINY, "--data_dir", str(runs / "data"), "--output_dir", str(tmp_path / precision),
+              "--mixed_precision", precision, "--num_epochs", "1", *more])  # fmt: skip
+        said.append([line for line in capsys.readouterr().out.splitlines() if line.startswith("Memory: ")])
+    assert len(said[0]) == 1
+    assert said[0] == said[1]
+
+
 def test_another_config_does_not_go_on_with_a_run(runs):
     before = (runs / "v/config.yaml").read_text()
     with pytest.raises(UserError, match=r"vae\.channels was \(8, 16\), is \(16, 16\)"):

@@ -1,6 +1,7 @@
 """What fits: linearity, the largest batch, the allocator's rules, and the command."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from train.errors import UserError
 from train.memory import plan, run, stages
 from train.memory.account import Account
 from train.memory.allocator import MEDIUM_SEGMENT, SMALL_SEGMENT, CachingAllocator, OutOfMemory, Replay, rounded, served
-from train.memory.cards import CardType
+from train.memory.cards import CARDS, CardType, card_named
 from train.memory.outside import cublas
 from train.memory.plan import (
     Growth,
@@ -22,13 +23,13 @@ from train.memory.plan import (
     fits,
     fits_traced,
     largest_batch,
+    left,
     levers,
     on_card,
     room,
     runs,
     traced,
 )  # fmt: skip
-from train.memory.report import card_named
 from train.memory.setting import Setting
 from train.memory.stages import trace
 
@@ -224,10 +225,48 @@ def test_heads_of_an_odd_width_take_the_plain_kernel_where_tensor_cores_want_the
     assert on_card(Setting(config_of("light")), CardType("x", 16.0, (7, 5), "")).attention == "efficient"
 
 
-@pytest.mark.parametrize("name", ["H", "RTX", "A100", "V100", "", "none"])
-def test_a_name_that_several_cards_have_is_none(name):
-    assert card_named(name) is None
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("A100", "--gpu A100: which of A100-40GB, A100-80GB?"), ("rtx", "--gpu rtx: which of RTX3060, RTX4090?"),
+     ("", "--gpu : not a known card: P100, T4,"), ("RTX4091", "not a known card (did you mean RTX4090?): P100, T4,")],
+)  # fmt: skip
+def test_a_name_that_no_card_or_several_have_is_refused(name, sentence):
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        card_named(name)
+
+
+def test_a_card_is_known_by_its_name_or_as_much_of_it_as_no_other_has():
+    assert [card_named(card.name) for card in CARDS] == list(CARDS)
     assert card_named("v100 32").name == "V100-32GB"
+    assert card_named("rtx30").name == "RTX3060"
+
+
+def test_what_is_left_is_what_the_allocator_never_takes_or_how_much_is_missing():
+    account = account_of(Setting(config_of("fp32"), validates=False))
+    most = served(account).peak_reserved
+    assert left(account, most + 5) == 5
+    fitting = next(limit for limit in range(most - 2 * MiB, 0, -2 * MiB) if left(account, limit) < 0)
+    assert fitting + 2 * MiB < most  # free segments given back have made room
+    assert left(account, fitting) == fitting - most
+    assert 0 <= left(account, fitting + 2 * MiB) < 20 * MiB
+
+
+def test_more_users_than_there_can_be_are_refused():
+    with pytest.raises(UserError, match="--users 65537: at most 65536"):
+        memcheck.main(["--config", "configs/demo.yaml", "--users", "65537"])
+
+
+def test_a_table_as_long_as_a_multiple_of_the_traced_batch_does_not_grow_with_the_batch():
+    setting = Setting(config_of("demo", "schedule.num_train_timesteps=1100"), validates=False)
+    assert account_of(setting).bytes.tolist() == traced(setting).bytes.tolist()
+
+
+def test_heads_that_are_no_multiple_of_8_wide_have_wider_copies_for_flash_attention():
+    config = config_of("medium", "unet.num_heads=32", "ldm_training.mixed_precision=bf16")
+    account = account_of(Setting(config, attention="flash", validates=False))
+    kept = {s.operator for s, category in zip(account.storages, account.category, strict=True)
+            if category == "activations" and "attn" in s.module}  # fmt: skip
+    assert "constant_pad_nd" in kept
 
 
 @CHECKPOINTING

@@ -146,6 +146,7 @@ def train_denoiser(
 
     models = [vae, model] if training.ema_on_cpu else [vae, model, ema.model]
     setting = Setting(replace(config, vae=vae.config), "ldm", len(data.user_names))
+    setting = setting.with_training(mixed_precision=precision)  # as it is computed here
     setting = setting.of_one_process(parallel.world_size(), micro_batch.size)
     take_step = watched(take_step, setting, device, models, [optimizer])
     train("LDM", training, steps, step, state, take_step, validate, best, ("loss", "validation_loss"), device)

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 
+from nets.blocks import LARGEST
 from train import cli
-from train.errors import UserError, nearest
+from train.errors import UserError
 from train.memory import report
-from train.memory.cards import CARDS
+from train.memory.cards import CARDS, card_named
 from train.memory.charts import draw_charts
 from train.memory.components import components
 from train.memory.measure import measure
@@ -39,9 +40,9 @@ def main(argv: list[str] | None = None) -> None:
     users = config.user_encoder.num_users or args.users
     if min(users, args.ranks) < 1:
         raise UserError("--users and --ranks must be at least 1")
-    card = report.card_named(args.gpu) if args.gpu is not None else None
-    if args.gpu is not None and card is None:
-        raise UserError(f"--gpu {args.gpu}: not a known card{nearest(args.gpu, [c.name for c in CARDS])}: {names()}")
+    if users > LARGEST:
+        raise UserError(f"--users {users}: at most {LARGEST}")
+    card = card_named(args.gpu) if args.gpu is not None else None
     if args.stage == "sample" and args.ranks > 1:
         raise UserError("--ranks is of the trainings: images are sampled on one card")
     setting = Setting(config, args.stage, users)

@@ -22,7 +22,7 @@ from train.loop import TrainingConfig
 from train.memory.account import Account
 from train.memory.cards import card_here
 from train.memory.outside import cublas
-from train.memory.plan import account_of, fits_in, on_card
+from train.memory.plan import account_of, left, on_card
 from train.memory.setting import Setting
 from train.split import evenly
 
@@ -121,7 +121,7 @@ def plan_micro_batch(config: Config, stage: str, users: int, device: torch.devic
         return account_of(setting.of_one_process(processes, size))
 
     def has_room(account: Account) -> bool:
-        return fits_in(account, free - cublas(here, account).bytes)
+        return left(account, free - cublas(here, account).bytes) >= 0
 
     if training.auto_batch:
         sizes = sorted({-(-share // pieces) for pieces in range(1, share + 1)}, reverse=True)

@@ -136,6 +136,7 @@ def train_vae(
     parallel.on_main(begin)  # only now that nothing is refused any more
     curves = ("loss", "reconstruction", "validation_psnr")
     setting = Setting(replace(config, vae=vae.config), "vae")
+    setting = setting.with_training(mixed_precision=precision)  # as it is computed here
     setting = setting.of_one_process(parallel.world_size(), micro_batch.size)
     average = None if training.ema_on_cpu else ema.model
     models = [model for model in (vae, average, vgg16, adversary and adversary.discriminator) if model]

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -149,13 +150,15 @@ class Card(TorchFunctionMode):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """softmax(q k^T / sqrt(d)) v for q (B, h, N, d), k and v (B, h, L, d), by the kernel that the card has."""
-        attention, ops = self.attention, torch.ops.aten
-        if attention == "flash" and (q.dtype == torch.float32 or q.shape[-1] > 256):
-            attention = "efficient"
+        attention, ops, width = self.attention, torch.ops.aten, q.shape[-1]
+        if attention == "flash" and (q.dtype == torch.float32 or width > 256):
+            attention = "math" if width % (4 if q.dtype == torch.float32 else 8) else "efficient"
         elif attention == "efficient" and q.dtype == torch.bfloat16:
             attention = "math"
         if attention == "flash":
-            return ops._scaled_dot_product_flash_attention(q, k, v)[0]
+            if width % 8:  # its own copies, of a multiple of 8 (pad_last_dim, attention.cpp)
+                q, k, v = (F.pad(x, (0, -width % 8)) for x in (q, k, v))
+            return ops._scaled_dot_product_flash_attention(q, k, v, scale=width**-0.5)[0][..., :width]
         if attention == "efficient":
             keep = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
             return ops._scaled_dot_product_efficient_attention(q, k, v, None, keep)[0]

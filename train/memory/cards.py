@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from train.errors import UserError, nearest
 from train.memory.card import Attention
 
 GiB = 2**30
@@ -68,3 +69,19 @@ CARDS = (
     CardType("H100", 79.10, (9, 0), NOT_MEASURED + "; nvidia-smi's total is 79.65 (modal-labs/modal-client pull 2797)"),
     CardType("H200", 139.7, (9, 0), NOT_MEASURED),
 )
+
+
+def card_named(name: str) -> CardType:
+    """The card that this is the name of, or its beginning; UserError where it is that of none, or of several."""
+    wanted = name.lower().replace(" ", "").replace("-", "")
+    cards = {card.name.lower().replace("-", ""): card for card in CARDS}
+    found = [card for key, card in cards.items() if wanted and key.startswith(wanted)]
+    if wanted in cards:  # A10 is also how A100 begins
+        found = [cards[wanted]]
+    if len(found) == 1:
+        return found[0]
+    names = [card.name for card in found or CARDS]
+    raise UserError(
+        f"--gpu {name}: which of {', '.join(names)}?" if found
+        else f"--gpu {name}: not a known card{nearest(name, names)}: {', '.join(names)}"
+    )  # fmt: skip

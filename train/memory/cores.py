@@ -4,7 +4,8 @@ import gc
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -28,8 +29,13 @@ def _forks_safely() -> bool:
     """Only Linux can; and where torch sees a GPU, autograd has a thread for it and refuses to work in a fork."""
     if sys.platform != "linux":
         return False
-    threads = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
-    return not any(name.startswith("pt_autograd") for name in threads)
+    return not any(name.startswith("pt_autograd") for name in _names_of_threads())
+
+
+def _names_of_threads() -> Iterator[str]:
+    for path in Path("/proc/self/task").glob("*/comm"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended by now
+            yield path.read_text()
 
 
 def _remember(questions: Sequence[Callable[[], object]]) -> None:

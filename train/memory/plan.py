@@ -39,7 +39,8 @@ class Growth:
     """A setting's account at any micro-batch of two or more, from one trace."""
 
     def __init__(self, setting: Setting):
-        for prime in PRIMES:
+        tables = setting.config.schedule.num_train_timesteps  # as long as these
+        for prime in (prime for prime in PRIMES if tables % prime):
             self.traced = traced(setting.with_training(batch_size=prime))
             multiple = self.traced.bytes % prime == 0
             if not self.traced.bytes[multiple & self.traced.of_phases(SAME)].any():
@@ -104,12 +105,21 @@ def room(card: CardType, account: Account) -> int:
 
 
 def fits(account: Account, card: CardType) -> bool:
-    return fits_in(account, room(card, account))
+    return left(account, room(card, account)) >= 0
 
 
-def fits_in(account: Account, limit: int) -> bool:
-    """Whether the allocator can serve this trace with `limit` bytes."""
-    return served(account).peak_reserved <= limit or _serves(Replay(account), account.bytes, limit)
+def left(account: Account, limit: int) -> int:
+    """What the allocator never takes of `limit` bytes, where they are enough for this trace.
+
+    Negative where they are not: how many it would take beyond them if it could.
+    """
+    unlimited = limit - served(account).peak_reserved
+    if unlimited >= 0:
+        return unlimited
+    try:
+        return limit - Replay(account).serve(limit=limit).peak_reserved  # with free segments given back in between
+    except OutOfMemory:
+        return unlimited
 
 
 def _serves(replay: Replay, sizes: np.ndarray, limit: int) -> bool:
@@ -179,7 +189,8 @@ def levers(setting: Setting) -> list[Lever]:
     if not training.optimizer.fused:
         found.append(Lever("optimizer.fused", "nothing", lambda s: s.with_fused(True)))
     if training.mixed_precision != "fp16":
-        found.append(Lever("mixed_precision fp16", "nothing; faster than fp32",
+        cost = "nothing; faster than fp32" if training.mixed_precision == "no" else "some steps, which overflow"
+        found.append(Lever("mixed_precision fp16", cost,
                            lambda s: s.with_training(mixed_precision="fp16")))  # fmt: skip
     if training.batch_size > 1:
         found.append(Lever("batch_size 1, accumulated", "slower; same gradient", alone))

@@ -17,9 +17,9 @@ from train.memory.plan import (  # fmt: skip
     account_of,
     alone,
     cheapest_that_fits,
-    fits,
     fits_traced,
     largest_batch,
+    left,
     levers,
     on_card,
     room,
@@ -215,7 +215,8 @@ def _of_cards(
                 rows[card][f"{name}_traced"] = [fits_traced(variant, each, card) for each in (batch, batch + 1)]
             if variant == ours:
                 account = account_of(ours)
-                rows[card] |= {"fits": fits(account, card), "left": room(card, account) - served(account).peak_reserved}
+                free = left(account, room(card, account))
+                rows[card] |= {"fits": free >= 0, "left": free}
         if variant == ours and not rows[card].get("fits"):
             rows[card]["fits_with"] = cheapest_that_fits(ours, card)
     return Answers(rows, _of_run(variant).runs if seen else {})
@@ -316,10 +317,3 @@ def write_modules(account: Account, path: Path) -> None:
         writer.writerow(("module", *CATEGORIES, "total"))
         for name, row in sorted(account.modules(account.peak().clock, depth=99).items()):
             writer.writerow((name, *row.values(), sum(row.values())))
-
-
-def card_named(name: str) -> CardType | None:
-    """None where it is none of them, or could be several."""
-    wanted = name.lower().replace(" ", "").replace("-", "")
-    found = [card for card in CARDS if wanted and card.name.lower().replace("-", "").startswith(wanted)]
-    return found[0] if len(found) == 1 else None
