@@ -53,7 +53,7 @@ def lines(account: Account, card: CardType | None, processes: int) -> list[Outsi
         cublas(card, account),
         Outside("cuDNN workspace", None,
                 "not known: what cuDNN's algorithm wants, at most what is free; when that is refused torch goes on to "
-                "the next algorithm (Conv_v8.cpp, try_plans), so that it decides no fit"),
+                "the next algorithm (Conv_v8.cpp, run_single_conv), so that it decides no fit"),
         Outside("scratch within kernels", None,
                 "not known: what an operator takes and gives back inside, such as the float32 sums of attention's "
                 "backward pass"),
