@@ -110,21 +110,34 @@ def learn_short_of_memory(*args) -> dict:
 def communication(micro_batch: int) -> list[str]:
     """What a step does, in the order of time: "micro-batch", and the names of collective operations."""
     run = Denoising(14, 7, micro_batch)
+    run.step(0)  # which ends with arranging the gradients in buckets, once for all
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        run.step(0)
+        run.step(1)
     events = [event for event in profile.events() if event.name.startswith(("micro-batch", "c10d::"))]
     return [event.name for event in sorted(events, key=lambda event: event.time_range.start)]
 
 
 def gradients() -> list[set[int]]:
-    """Where they are before each micro-batch of a run's first steps."""
+    """Where they are before each micro-batch of a run's steps, but for its first."""
     run, found = Denoising(14, 7, 2), []
+    run.step(0)
     run.model.unet.register_forward_pre_hook(
         lambda *_: found.append({p.grad.data_ptr() for p in run.model.trained_parameters() if p.grad is not None})
     )
-    for number in range(3):
+    for number in (1, 2, 3):
         run.step(number)
     return found
+
+
+def order() -> tuple[list[int], list[int]]:
+    """Parameters as their gradients lie in the buckets, and as these come in a backward pass."""
+    run, come = Denoising(14, 7, 7), []
+    trained = run.model.trained_parameters()
+    run.step(0)
+    for i, p in enumerate(trained):
+        p.register_post_accumulate_grad_hook(lambda _, i=i: come.append(i))
+    run.step(1)
+    return sorted(range(len(trained)), key=lambda i: trained[i].grad.data_ptr()), come
 
 
 def overflow(bad_row: int) -> dict:
@@ -261,6 +274,7 @@ def all_laws(folder: Path) -> None:
         "out_of_memory": learn_short_of_memory(20, 7, 2),
         "communication": {micro: communication(micro) for micro in (1, 7)},
         "gradients": gradients(),
+        "order": order(),
         "overflow": [overflow(row) for row in (0, 6)],
         "sharding": sharding(),
         "refusal": refusal(),

@@ -175,6 +175,11 @@ def test_micro_batches_add_up_in_the_buckets_so_that_gradients_are_in_memory_onc
     assert all(other == first for other in others)
 
 
+def test_gradients_lie_in_the_buckets_in_the_order_in_which_they_come_so_that_full_ones_can_be_sent(ranks):
+    lie, come = ranks[0]["order"]
+    assert lie == come
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("overflown", [0, 1], ids=["in the first", "in the second"])
 def test_an_overflow_in_any_process_skips_the_step_in_all(ranks, rank, overflown):

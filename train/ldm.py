@@ -93,9 +93,7 @@ def train_denoiser(
     schedule = make_schedule(config.schedule)
     ema = EMA(model, training.ema_decay, training.ema_on_cpu)
     optimizer = make_adamw(model.trained_parameters(), training.optimizer, training.shard_optimizer)
-    everyone = parallel.add_gradients(  # in the order of a forward pass
-        dict.fromkeys([*model.user_encoder.parameters(), *model.trained_parameters()])
-    )
+    everyone = parallel.add_gradients(model.trained_parameters())
     scaler = grad_scaler(device, precision)
     half = partial(autocast, device, precision)
     steps = total_steps(len(split.train), training)

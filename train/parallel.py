@@ -135,6 +135,7 @@ class Objective(nn.Module):
     def __init__(self, parameters: Iterable[nn.Parameter]):
         super().__init__()
         self.trained = nn.ParameterList(parameters)
+        self.arranged = False  # see `arrange`
 
     def forward(self, losses: Losses, rows: slice) -> dict[str, Tensor]:
         """Of an empty share: a loss whose gradient is zero, which the others' sum waits for."""
@@ -146,22 +147,25 @@ class Objective(nn.Module):
 def add_gradients(parameters: Iterable[nn.Parameter]) -> DistributedDataParallel | None:
     """What `optimizer_step` needs to add up the gradients of all processes; None where there is only one.
 
-    Every one of the parameters must have an effect on every loss. In the order in which a forward pass needs them:
-    the last ones' gradients are added up first, while the others' are still to come.
-
-    To be called before there is an optimizer's state.
+    Every one of the parameters must have an effect on every loss.
     """
     if world_size() == 1:
         return None
     objective = DistributedDataParallel(Objective(parameters), gradient_as_bucket_view=True)
     objective.register_comm_hook(None, _add)
-    # DDP's first backward pass shows it in which order gradients come, and before the second it makes its buckets
-    # anew, beside the old ones if those still hold gradients. Two empty shares take that out of the training, where
-    # a card may not have room for gradients twice.
-    for _ in range(2):
-        objective.zero_grad(set_to_none=True)
-        objective(lambda _: {}, slice(0, 0))["loss"].backward()
     return objective
+
+
+def arrange(everyone: DistributedDataParallel) -> None:
+    """After the first step, once: put the gradients, zeros from now on, into buckets in the order in which they come.
+
+    DDP has learned that order in its first backward pass and would make the buckets in the second forward pass, beside
+    the old ones, as these still hold gradients: twice their memory, with the optimizer's state already there.
+    """
+    if not everyone.module.arranged:
+        everyone.zero_grad(set_to_none=True)
+        everyone(lambda rows: {}, slice(0, 0))["loss"].backward()  # an empty share
+        everyone.module.arranged = True
 
 
 def _add(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:

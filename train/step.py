@@ -126,4 +126,6 @@ def update_weights(
             "use a smaller model, or a larger card (python -m train.memcheck shows what takes how much)"
         ) from None
     scaler.update()
+    if everyone:
+        parallel.arrange(everyone)
     return StepResult(images=window, taken=scaler.get_scale() >= scale, losses=means, grad_norm=grad_norm)
