@@ -18,6 +18,10 @@ PRESETS = {name: (name,) for name in ("medium", "tight", "light", "sd", "demo")}
     "tokens": ("medium", "user_encoder.tokens_per_user=4"),
     "fp32": ("medium", "ldm_training.mixed_precision=no", "vae_training.mixed_precision=no"),
     "adversarial": ("medium", "vae_loss.adversarial_weight=0.5"),
+    "fused": (
+        "medium", "ldm_training.optimizer.fused=true", "vae_training.optimizer.fused=true",
+        "vae_loss.adversarial_weight=0.5",
+    ),
 }
 
 
@@ -35,7 +39,7 @@ def owned(account: Account, category: str, component: str, clock: int) -> int:
     ("preset", "stage"),
     [
         *((preset, "ldm") for preset in PRESETS if preset != "adversarial"),
-        *((preset, "vae") for preset in ("medium", "demo", "fp32", "adversarial")),
+        *((preset, "vae") for preset in ("medium", "demo", "fp32", "adversarial", "fused")),
         *((preset, "sample") for preset in ("medium", "sd")),
     ],
 )

@@ -57,6 +57,22 @@ def test_a_prime_that_the_users_are_a_multiple_of_is_not_the_batch_that_tells(us
     assert account_of(setting).bytes.tolist() == traced(setting).bytes.tolist()
 
 
+def test_norms_that_are_clipped_are_the_optimizers_and_do_not_grow_with_the_batch():
+    """A discriminator has 13 tensors, and images of 88 pixels have the account traced at batch 13."""
+    config = config_of("adversarial", "data.resolution=88", "vae.channels=[32, 64, 64]", "vae.norm_groups=8")
+    setting = Setting(config, "vae").with_training(batch_size=2)
+    assert account_of(setting).bytes.tolist() == traced(setting).bytes.tolist()
+    assert {s.phase for s in traced(setting).storages if s.operator == "stack"} == {"optimizer"}
+
+
+def test_modules_are_told_apart_down_to_the_block():
+    for stage, blocks in (("ldm", "UNet.up_blocks."), ("vae", "VAE.decoder.up_blocks.")):
+        account = account_of(Setting(config_of("light"), stage))
+        names = [name for name in account.modules(account.peak().clock) if name.startswith(blocks)]
+        assert len(names) > 1
+        assert all(name.removeprefix(blocks).isdigit() for name in names)
+
+
 @CHECKPOINTING
 def test_the_largest_batch_traced_itself_fits_and_the_next_does_not(checkpointing):
     setting = Setting(config_of("light")).with_training(gradient_checkpointing=checkpointing)

@@ -105,8 +105,8 @@ class Account:
         sums: dict[str, dict[str, int]] = {}
         for i in np.flatnonzero(self.alive(clock)):
             names = self.storages[i].module.split(".")
-            averaged = names[0] == "EMA" and names[1:2] == ["unet"]  # the average of two models, UNet and encoder
-            name = ".".join(names[: depth + averaged]) or self.component[i]
+            nested = names[1:2] in (["unet"], ["encoder"], ["decoder"])  # EMA.unet, VAE.decoder: models in models
+            name = ".".join(names[: depth + nested]) or self.component[i]
             row = sums.setdefault(name, dict.fromkeys(CATEGORIES, 0))
             row[self.category[i]] += int(self.bytes[i])
         return sums

@@ -43,6 +43,8 @@ class Component:
     trained: tuple[nn.Parameter, ...] = ()
     averaged: bool = False
     """Whether an EMA stands beside it."""
+    fused: bool = False
+    """Whether AdamW's step counts, one number for each tensor, are on the card too."""
     half: bool = False
     """Whether autocast computes it in half precision."""
 
@@ -60,7 +62,7 @@ class Component:
 
     @property
     def optimizer_state(self) -> int:
-        return 2 * size(self.trained)
+        return 2 * size(self.trained) + 4 * len(self.trained) * self.fused
 
     @property
     def ema(self) -> int:
@@ -120,11 +122,11 @@ def components(config: Config, stage: Stage, users: int) -> list[Component]:
         half = config.vae_training.mixed_precision != "no"
         with built_on("meta"):
             vae = AutoencoderKL(config.vae)
-            averaged = not config.vae_training.ema_on_cpu
-            parts = [Component("VAE", vae, tuple(vae.parameters()), averaged, half)]
+            averaged, fused = not config.vae_training.ema_on_cpu, config.vae_training.optimizer.fused
+            parts = [Component("VAE", vae, tuple(vae.parameters()), averaged, fused, half)]
             if config.vae_loss.adversarial_weight:
                 critic = PatchDiscriminator(config.vae.image_channels)
-                parts.append(Component("discriminator", critic, tuple(critic.parameters()), half=half))
+                parts.append(Component("discriminator", critic, tuple(critic.parameters()), fused=fused, half=half))
             if config.vae_loss.perceptual_weight:
                 parts.append(Component("VGG16", VGG16Distance(), half=half))
         return parts
@@ -133,10 +135,11 @@ def components(config: Config, stage: Stage, users: int) -> list[Component]:
         return [Component("VAE", vae), Component("UNet", model.unet), Component("user encoder", model.user_encoder)]
     half = config.ldm_training.mixed_precision != "no"
     trained, averaged = {id(p) for p in model.trained_parameters()}, not config.ldm_training.ema_on_cpu
+    fused = config.ldm_training.optimizer.fused
     parts = [Component("VAE", vae)]
     for name, part in (("UNet", model.unet), ("user encoder", model.user_encoder)):
         ours = tuple(p for p in part.parameters() if id(p) in trained)
-        parts.append(Component(name, part, ours, averaged, half))
+        parts.append(Component(name, part, ours, averaged, fused, half))
     return parts
 
 

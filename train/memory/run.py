@@ -5,9 +5,8 @@ being. That takes as long to trace as a step does, and is the same whatever the 
 checkpointing: it is traced once for all runs that have it in common.
 """
 
-import copy
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -119,30 +118,22 @@ class Run:
         self.window = training.batch_size * min(pieces, TRACED_MICRO_BATCHES)
         if self.device.type == "cuda":
             self.precision = partial(autocast, self.device)
-            # A scale of 1 overflows nowhere, so that no step is left out.
-            self.scaler = torch.amp.GradScaler("cuda", init_scale=1.0, enabled=training.mixed_precision == "fp16")
         else:
-            # The scaler's few numbers stand beside the loss, wherever that is; "cuda" would refuse without a card.
             self.precision = lambda name: self.card.autocast(None if name == "no" else DTYPES[name])
-            self.scaler = torch.amp.GradScaler("cpu", enabled=training.mixed_precision == "fp16")
+        self.scaler = Scaler(self.trace, self.device, training.mixed_precision == "fp16")
         if standing.adversary:
-            standing.adversary.scaler = copy.deepcopy(self.scaler)
+            standing.adversary.scaler = Scaler(self.trace, self.device, training.mixed_precision == "fp16")
         standing.model.train(bool(standing.trained))  # what validates without an EMA leaves it otherwise
         for p in standing.trained:
             p.grad = None  # an optimizer that has a share of them clears its own only
         set_checkpointing(standing.model, training.gradient_checkpointing)
 
     def __enter__(self) -> "Run":
-        optimizers = [self.standing.optimizer, self.standing.adversary and self.standing.adversary.optimizer]
-        self._open = ExitStack()
-        for optimizer in filter(None, optimizers):
-            hook = optimizer.register_step_pre_hook(lambda *_: setattr(self.trace, "phase", "optimizer"))
-            self._open.callback(hook.remove)
-        self._open.enter_context(self.trace)
+        self.trace.__enter__()
         return self
 
     def __exit__(self, *error) -> None:
-        self._open.__exit__(*error)
+        self.trace.__exit__(*error)
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
@@ -168,7 +159,6 @@ class Run:
             left = self.trace.again({} if window is None else standing.windows, window, learn)
             for i, p in enumerate(trained):
                 p.grad = left.pop(i)
-            self.trace.phase = "backward"
             update_weights(left, self.window, trained, optimizer, self.scaler, self.training.optimizer.max_grad_norm)
         self.trace.label_gradients(trained)
         if standing.ema:
@@ -177,6 +167,20 @@ class Run:
 
 
 # ---- the optimizer
+
+
+class Scaler(torch.amp.GradScaler):
+    """train/device.py's loss scaler. Unscaling is where the optimizer's part of a step begins."""
+
+    def __init__(self, trace: Trace | Unrecorded, device: torch.device, enabled: bool):
+        # Its few numbers stand beside the loss, wherever that is; "cuda" would refuse without a card. A scale of 1
+        # overflows nowhere, so that no step is left out.
+        super().__init__("cuda" if device.type == "cuda" else "cpu", init_scale=1.0, enabled=enabled)
+        self.trace = trace
+
+    def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
+        self.trace.phase = "optimizer"
+        super().unscale_(optimizer)
 
 
 def _share(parameters: list[nn.Parameter], ranks: int) -> list[nn.Parameter]:
