@@ -1,5 +1,6 @@
 """The comparison with a card, of a card that is made up here: what a record says, and what it calls a miss."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from train.errors import UserError
 from train.memory import measure
 from train.memory.allocator import served
 from train.memory.cards import CardType
-from train.memory.measure import MiB, Peaks, compared, ends_of, grid, largest, on_cuda, record, verdict
+from train.memory.measure import MiB, Peaks, compared, ends_of, grid, largest, name, on_cuda, record, verdict
 from train.memory.outside import context, cublas
 from train.memory.plan import account_of, largest_batch
 from train.memory.setting import Setting
@@ -91,8 +92,8 @@ def test_a_run_that_finds_no_memory_in_its_optimizer_did_not_fit(monkeypatch, ca
             raise UserError("there is no memory for the optimizer") from None
         raise UserError("something else")
 
-    for name in ("empty_cache", "set_per_process_memory_fraction", "reset_peak_memory_stats"):
-        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    for function in ("empty_cache", "set_per_process_memory_fraction", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, function, lambda *_: None)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=2**30))
     monkeypatch.setattr(measure, "begin", lambda setting: None)
     monkeypatch.setattr(measure, "take_step", step)
@@ -101,6 +102,25 @@ def test_a_run_that_finds_no_memory_in_its_optimizer_did_not_fit(monkeypatch, ca
             on_cuda(SETTING, 2**29)
     else:
         assert on_cuda(SETTING, 2**29) is None
+
+
+def test_what_cannot_be_written_is_refused_before_anything_is_measured(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(measure, "pick_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(measure, "on_cuda", None)
+    (tmp_path / "record.md").write_text("of another card")
+    for path in (tmp_path / "record.md", tmp_path, Path()):
+        with pytest.raises(UserError, match="is there already"):
+            measure.measure(SETTING, path)
+    with pytest.raises(OSError, match="exists"):
+        measure.measure(SETTING, tmp_path / "record.md" / "more.md")
+    assert (tmp_path / "record.md").read_text() == "of another card"
+
+
+def test_samples_are_measured_at_several_batches_and_know_nothing_of_a_training():
+    sampling = replace(SETTING, stage="sample")
+    middle = sampling.training.batch_size
+    assert [name(case) for case in grid(sampling)] == [f"sample batch {b}" for b in (middle // 2, middle, 2 * middle)]
+    assert [name(case, batch=False) for case in ends_of(sampling)] == ["sample"]
 
 
 def test_without_a_card_nothing_is_measured(tmp_path: Path, monkeypatch):

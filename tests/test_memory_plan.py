@@ -109,6 +109,10 @@ def test_no_lever_but_the_step_counts_of_a_fused_optimizer_adds_to_the_peak():
         assert account_of(lever.pull(setting)).peak().bytes <= before + MiB, lever.name
 
 
+def in_pieces_of(size: int, setting: Setting) -> Setting:
+    return setting.with_training(batch_size=size, gradient_accumulation_steps=setting.training.window // size)
+
+
 def test_the_set_that_fits_is_no_larger_than_it_must_be():
     setting = Setting(config_of("light"), validates=False).with_training(batch_size=64)
     pulled = cheapest_that_fits(setting, SMALL_CARD)
@@ -117,12 +121,29 @@ def test_the_set_that_fits_is_no_larger_than_it_must_be():
     def fits_with(names: list[str]) -> bool:
         ours = setting
         for name in names:
-            ours = by_name[name].pull(ours)
+            size = re.fullmatch(r"batch_size (\d+), accumulated", name)
+            ours = in_pieces_of(int(size[1]), ours) if size else by_name[name].pull(ours)
         return fits(account_of(ours), SMALL_CARD)
 
     assert pulled
     assert fits_with(pulled)
     assert not any(fits_with([name for name in pulled if name != left]) for left in pulled)
+
+
+def test_a_micro_batch_that_fits_is_no_smaller_than_it_must_be():
+    setting = Setting(config_of("light"), validates=False).with_training(
+        batch_size=200, gradient_accumulation_steps=1, mixed_precision="fp16"
+    )
+    pulled = cheapest_that_fits(setting, SMALL_CARD)
+    assert pulled[-1].endswith(", accumulated")
+    size = int(pulled[-1].removeprefix("batch_size ").removesuffix(", accumulated"))
+    sizes = [size for size in range(1, 200) if 200 % size == 0]
+    larger = sizes[sizes.index(size) + 1]
+
+    assert size > 1
+    assert pulled == [f"batch_size {size}, accumulated"]
+    assert fits(account_of(in_pieces_of(size, setting)), SMALL_CARD)
+    assert not fits(account_of(in_pieces_of(larger, setting)), SMALL_CARD)
 
 
 class Program:

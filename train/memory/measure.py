@@ -46,12 +46,16 @@ def measure(setting: Setting, path: Path) -> str:
     """Run, compare, write the record to `path`; one sentence about it. UserError where there is no card."""
     if pick_device().type != "cuda":
         raise UserError("--measure runs the steps on a CUDA card, and this machine has none")
+    if path.exists():
+        raise UserError(f"--measure {path}: is there already; give the name of a new file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()  # what cannot be written is refused now, and not when all has been measured
+    path.unlink()
     card = CardType("16 GB, imitated", IMITATED, torch.cuda.get_device_capability(), "imitated")
     run = partial(on_cuda, limit=card.bytes - context(card).bytes)
     cases = [case for case in grid(setting) if runs(case, card)]
     rows = [compared(case, card, run) for case in cases]
     ends = [largest(case, card, run) for case in ends_of(setting)]
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(record(machine(), rows, ends))
     return f"{verdict(rows, ends)}\n{path} holds the record."
 
@@ -59,6 +63,8 @@ def measure(setting: Setting, path: Path) -> str:
 def grid(setting: Setting) -> list[Setting]:
     """{no, fp16, bf16} x checkpointing x {cached, in-loop} latents x {foreach, fused} x 3 batches."""
     start = max(FEW, setting.training.batch_size // 2)
+    if setting.stage == "sample":  # in fp32, whatever a training does
+        return [setting.with_training(batch_size=batch) for batch in (start, 2 * start, 4 * start)]
     cached = (True, False) if setting.stage == "ldm" else (True,)
     return [
         setting.with_latents(latents).with_fused(fused).with_training(
@@ -72,6 +78,8 @@ def grid(setting: Setting) -> list[Setting]:
 
 def ends_of(setting: Setting) -> list[Setting]:
     """The runs whose largest batch is looked for."""
+    if setting.stage == "sample":
+        return [setting]
     return [
         setting.with_training(mixed_precision=precision, gradient_checkpointing=again)
         for precision, again in product(("no", "fp16"), (False, True))
@@ -166,8 +174,10 @@ def largest(setting: Setting, card: CardType, run: Measurement) -> End:
 
 def name(setting: Setting, batch: bool = True) -> str:
     training = setting.training
-    words = [setting.stage, training.mixed_precision, "fused" if training.optimizer.fused else "foreach"]
-    words += ["checkpointing"] if training.gradient_checkpointing else []
+    words = [setting.stage]
+    if setting.stage != "sample":
+        words += [training.mixed_precision, "fused" if training.optimizer.fused else "foreach"]
+        words += ["checkpointing"] if training.gradient_checkpointing else []
     words += ["in-loop"] if setting.stage == "ldm" and not setting.config.latents.cache_latents else []
     return " ".join(words + [f"batch {training.batch_size}"] * batch)
 

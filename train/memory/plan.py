@@ -5,6 +5,7 @@ that is a prime tells which, and so the whole timeline at any batch. A batch tha
 traced itself, and so can the next one.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -193,7 +194,7 @@ def levers(setting: Setting) -> list[Lever]:
         found.append(Lever("mixed_precision fp16", cost,
                            lambda s: s.with_training(mixed_precision="fp16")))  # fmt: skip
     if training.batch_size > 1:
-        found.append(Lever("batch_size 1, accumulated", "slower; same gradient", alone))
+        found.append(_accumulated(1))
     if not training.gradient_checkpointing:
         again = Lever("gradient_checkpointing", "a second forward pass",
                       lambda s: s.with_training(gradient_checkpointing=True))  # fmt: skip
@@ -213,7 +214,14 @@ def levers(setting: Setting) -> list[Lever]:
 
 def alone(setting: Setting) -> Setting:
     """The same window, one sample at a time."""
-    return setting.with_training(batch_size=1, gradient_accumulation_steps=setting.training.window)
+    return _accumulated(1).pull(setting)
+
+
+def _accumulated(batch: int) -> Lever:
+    """The same window in micro-batches of this size, which divides it."""
+    return Lever(f"batch_size {batch}, accumulated", "slower; same gradient", lambda s: s.with_training(
+        batch_size=batch, gradient_accumulation_steps=s.training.window // batch
+    ))  # fmt: skip
 
 
 def _on_two_cards(setting: Setting) -> Setting:
@@ -228,7 +236,8 @@ def _one_token(setting: Setting) -> Setting:
 def cheapest_that_fits(setting: Setting, card: CardType) -> list[str] | None:
     """Names of the levers that make the run fit, the cheapest first; None where all of them do not.
 
-    They are pulled in the order of their cost until it fits, and then those let go that it fits without.
+    They are pulled in the order of their cost until it fits, and then those let go that it fits without. Where the
+    micro-batch is among them, it is made no smaller than it must be.
     """
     pulled: list[Lever] = []
     while not _fits_with(pulled, setting, card):
@@ -239,6 +248,12 @@ def cheapest_that_fits(setting: Setting, card: CardType) -> list[str] | None:
         fewer = [other for other in pulled if other is not lever]
         if _fits_with(fewer, setting, card):
             pulled = fewer
+    one = _accumulated(1).name
+    if setting.stage != "sample" and one in [lever.name for lever in pulled]:
+        window = setting.training.window
+        sizes = [size for size in range(setting.training.batch_size - 1, 0, -1) if window % size == 0]
+        sets = [[_accumulated(size) if lever.name == one else lever for lever in pulled] for size in sizes]
+        pulled = sets[bisect_left(sets[:-1], True, key=lambda levers: _fits_with(levers, setting, card))]
     return [lever.name for lever in pulled]
 
 
