@@ -733,7 +733,7 @@ LINES = {
         "--gpu T44: not a known card (did you mean T4?): P100, T4, V100-16GB, V100-32GB, RTX3060, RTX4090, A10, L4, "
         "A100-40GB, A100-80GB, H100, H200"
     ),
-    "memcheck --config tiny.yaml --users 0": "--users and --ranks must be at least 1",
+    "memcheck --config tiny.yaml --users 0": "--users 0: must be at least 1 and at most 65536",
     "memcheck --config tiny.yaml --csv tiny.yaml/new": "tiny.yaml/new: Not a directory",
     "simulate": "the following arguments are required: --output_dir/--output-dir",
     "simulate --output_dir data": "data: is not an empty folder; delete it or name another --output_dir",

@@ -288,9 +288,29 @@ def test_what_is_left_is_what_the_allocator_never_takes_or_how_much_is_missing()
     assert 0 <= left(account, fitting + 2 * MiB) < 20 * MiB
 
 
-def test_more_users_than_there_can_be_are_refused():
-    with pytest.raises(UserError, match="--users 65537: at most 65536"):
-        memcheck.main(["--config", "configs/demo.yaml", "--users", "65537"])
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [("--users 65537", "--users 65537: must be at least 1 and at most 65536"),
+     ("--ranks 1000000", "--ranks 1000000: must be at least 1 and at most 1024"),
+     ("--batch_size 1000000000", "batch_size x gradient_accumulation_steps is 1000000000: an account is of at most"),
+     ("--csv=", "--csv: needs a value"), ("--pictures=", "--pictures: needs a value"),
+     ("--measure=", "--measure: needs a value"), ("--measure x --json", "goes with none of --gpu, --json")],
+)  # fmt: skip
+def test_what_no_account_can_be_made_of_is_refused_in_a_sentence(flags, sentence):
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        memcheck.main(["--config", "configs/demo.yaml", "--set", "ldm_training.gradient_accumulation_steps=1",
+                       *flags.split()])  # fmt: skip
+
+
+def test_a_table_of_modules_overwrites_nothing_but_its_like(tmp_path: Path, capsys):
+    mine, modules = tmp_path / "mine.yaml", tmp_path / "modules.csv"
+    mine.write_text("base: demo.yaml\n")
+    with pytest.raises(UserError, match="holds something else"):
+        memcheck.main(["--config", "configs/demo.yaml", "--csv", str(mine)])
+    assert mine.read_text() == "base: demo.yaml\n"
+    for _ in range(2):
+        memcheck.main(["--config", "configs/demo.yaml", "--stage", "sample", "--csv", str(modules)])
+    assert modules.read_bytes().startswith(b"module,")
 
 
 def test_a_table_as_long_as_a_multiple_of_the_traced_batch_does_not_grow_with_the_batch():

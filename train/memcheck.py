@@ -7,6 +7,7 @@ import gc
 if __name__ == "__main__":
     gc.disable()  # it ends before cycles could fill anything; to look for them, from here on, takes a second
 
+import argparse
 import json
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from train.memory.measure import measure
 from train.memory.plan import account_of, on_card
 from train.memory.setting import Setting
 
+MOST_RANKS = 1024
+
 
 def main(argv: list[str] | None = None) -> None:
     parser = cli.make_parser("memcheck", __doc__.splitlines()[0], "ldm")
@@ -38,14 +41,18 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)  # fmt: skip
     config = cli.read_config(args, "vae" if args.stage == "vae" else "ldm")
     users = config.user_encoder.num_users or args.users
-    if min(users, args.ranks) < 1:
-        raise UserError("--users and --ranks must be at least 1")
-    if users > LARGEST:
-        raise UserError(f"--users {users}: at most {LARGEST}")
+    for flag, count, most in (("--users", users, LARGEST), ("--ranks", args.ranks, MOST_RANKS)):
+        if not 1 <= count <= most:
+            raise UserError(f"{flag} {count}: must be at least 1 and at most {most}")
+    refuse_paths(args)
     card = card_named(args.gpu) if args.gpu is not None else None
     if args.stage == "sample" and args.ranks > 1:
         raise UserError("--ranks is of the trainings: images are sampled on one card")
     setting = Setting(config, args.stage, users)
+    if setting.training.window > LARGEST:
+        raise UserError(
+            f"batch_size x gradient_accumulation_steps is {setting.training.window}: an account is of at most {LARGEST}"
+        )
     if args.stage != "sample":
         setting = setting.of_one_process(args.ranks, setting.training.batch_size)
     if args.measure:
@@ -70,13 +77,25 @@ def main(argv: list[str] | None = None) -> None:
     answers = report.ask(setting, cards, card)
     if was := report.old_estimates(setting, parts, answers, card):
         print("An earlier estimate, for batch 1, which was wrong, beside the account of the same batch:\n")
-        print(f"{report.table(('', 'was said', 'is'), was)}\n")
+        print(f"{report.old_estimates_table(was)}\n")
     rows = report.on_cards(cards, answers)
     print(f"{report.cards_table(rows)}\n")
     if card:
-        print(f"The card's bytes: {card.source}.\n{report.verification(rows[0])}\n")
+        print(f"{report.verification(rows[0], card)}\n")
     if advice := report.advice(setting, account, answers, card):
         print(report.advice_table(advice))
+
+
+def refuse_paths(args: argparse.Namespace) -> None:
+    """UserError for outputs without a name, and for those that would overwrite what is no table of modules."""
+    for flag in ("csv", "pictures", "measure"):
+        if getattr(args, flag) == Path():  # as of a shell variable that is not set
+            raise UserError(f"--{flag}: needs a value, not an empty one")
+    if args.measure and (args.gpu or args.json or args.csv or args.pictures):
+        raise UserError("--measure compares with the card that is here, and goes with none of --gpu, --json, --csv, "
+                        "--pictures")  # fmt: skip
+    if args.csv and args.csv.is_file() and not args.csv.read_bytes().startswith(report.CSV_BEGINS):
+        raise UserError(f"--csv {args.csv}: is there already, and holds something else; give another name")
 
 
 def names() -> str:

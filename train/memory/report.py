@@ -64,6 +64,8 @@ def title(setting: Setting, card: CardType | None) -> str:
         words += [f"one of {setting.processes} cards"] if setting.processes > 1 else []
     if setting.stage == "ldm":
         words.append("cached latents" if config.latents.cache_latents else "latents in the loop")
+    if setting.stage == "sample":
+        words += ["precision no", f"sampler {config.sampling.sampler}", f"guidance {config.sampling.guidance:g}"]
     where = f"on {card.name}" if card else "on any card"
     return f"## Memory {where}: {', '.join(words)}"
 
@@ -95,22 +97,27 @@ def exact(setting: Setting, parts: list[Component]) -> str:
 
 def old_estimates(
     setting: Setting, parts: list[Component], answers: "Answers", card: CardType | None
-) -> list[tuple[str, str, str]]:
-    """What users were told about these models (at batch 1), beside what is the case."""
-    rows = [("parameters of the VAE", "~50M", f"{p.parameters:,}") for p in parts if p.parameters == VAE]
+) -> list[tuple[str, str, int]]:
+    """What users were told about a step of medium (at batch 1), beside what is the case; of other runs nothing."""
     unets = [part for part in parts if part.parameters == MEDIUM_UNET]
     if not unets or setting.stage != "ldm":
-        return rows
+        return []
     seen = answers.runs[on_card(alone(setting), card)]
     return [
-        *rows,
-        ("parameters of the UNet", "~200M", f"{unets[0].parameters:,}"),
-        ("its weights", "~5 GB", f"{gib(unets[0].weights)} GiB"),
-        ("gradients", "~5 GB", f"{gib(seen.categories['gradients'])} GiB"),
-        ("optimizer state", "~5 GB", f"{gib(seen.categories['optimizer state'])} GiB"),
-        ("activations", "~1 GB", f"{gib(seen.categories['activations'])} GiB"),
-        ("all at the peak", "16 GB", f"{gib(seen.peak)} GiB"),
+        *(("parameters of the VAE", "~50M", part.parameters) for part in parts if part.parameters == VAE),
+        ("parameters of the UNet", "~200M", unets[0].parameters),
+        ("its weights", "~5 GB", unets[0].weights),
+        ("gradients", "~5 GB", seen.categories["gradients"]),
+        ("optimizer state", "~5 GB", seen.categories["optimizer state"]),
+        ("activations", "~1 GB", seen.categories["activations"]),
+        ("all at the peak", "16 GB", seen.peak),
     ]
+
+
+def old_estimates_table(rows: list[tuple[str, str, int]]) -> str:
+    cells = [(what, said, f"{count:,}" if what.startswith("parameters") else f"{gib(count)} GiB")
+             for what, said, count in rows]  # fmt: skip
+    return table(("", "was said", "is"), cells)
 
 
 # ---- what the trace says
@@ -253,19 +260,19 @@ def cards_table(rows: list[dict]) -> str:
     for row in rows:
         if not row.get("fits"):
             names = row["fits_with"]
-            text.append(f"\n{row['card']}: " + (f"fits with {', '.join(names)}." if names else "no set of these fits."))
+            text.append(f"\n{row['card']}: " + (f"fits with {', '.join(names)}." if names else "nothing makes it fit."))
     return "\n".join(text)
 
 
-def verification(row: dict) -> str:
-    """What came of the largest batches and the next ones, each traced itself."""
-    return "\n".join(
+def verification(row: dict, card: CardType) -> str:
+    """Where the card's size is from; what came of the largest batches and the next ones, each traced itself."""
+    return "\n".join([fill(f"The card's bytes: {card.source}.", WIDTH), *(
         f"Traced themselves, {words}: "
         + ", ".join(f"batch {row[name] + i} {'fits' if fits else 'does not fit'}" for i, fits in enumerate(traced))
         + "."
         for name, words in VARIANTS.items()
         if (traced := row.get(f"{name}_traced"))
-    )
+    )])  # fmt: skip
 
 
 def advice(setting: Setting, account: Account, answers: Answers, card: CardType | None) -> list[dict]:
@@ -293,6 +300,9 @@ def as_dictionary(setting: Setting, parts: list[Component], account: Account, ca
     return {
         "measured": False,
         "stage": setting.stage,
+        "users": setting.users,
+        "processes": setting.processes,
+        "attention": setting.attention,
         "config": asdict(setting.config),
         "components": {
             part.name: {"parameters": part.parameters, **{c: getattr(part, c) for c in EXACT}} for part in parts
@@ -308,6 +318,9 @@ def as_dictionary(setting: Setting, parts: list[Component], account: Account, ca
         "cards": on_cards(cards, answers),
         "advice": advice(setting, account, answers, card),
     }
+
+
+CSV_BEGINS = b"module,"
 
 
 def write_modules(account: Account, path: Path) -> None:
