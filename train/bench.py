@@ -1,6 +1,7 @@
 """Speed of the UNet against the same UNet of `diffusers`, interleaved: `python -m train.bench --config FILE`.
 
-Needs the package diffusers (`make bench` installs it). A ratio is comparable between machines, a time is not.
+diffusers is the oracle here, as in the tests, and no package that anything else runs on: `make bench` installs it, and
+without it this is refused in a sentence. A ratio is comparable between machines, a time is not.
 """
 
 import os

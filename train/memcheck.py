@@ -24,7 +24,7 @@ from train.memory.measure import measure
 from train.memory.plan import account_of, on_card
 from train.memory.setting import Setting
 
-MOST_RANKS = 1024
+MOST_RANKS = 1024  # more is a slip of the finger, and would draw noise for all of their images
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -34,25 +34,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--gpu", help=f"look at one card, and trace its largest batches themselves: {names()}")
     parser.add_argument("--ranks", type=int, default=1, help="cards of a torchrun, which divide each step")
     parser.add_argument("--json", action="store_true", help="print the account for a program, and nothing else")
-    parser.add_argument("--csv", type=Path, help="write the peak by module to this file")
-    parser.add_argument("--pictures", type=Path, help="draw the timeline and the modules into this folder")
-    parser.add_argument("--measure", type=Path, metavar="RECORD.md",
+    parser.add_argument("--csv", type=a_path, help="write the peak by module to this file")
+    parser.add_argument("--pictures", type=a_path, help="draw the timeline and the modules into this folder")
+    parser.add_argument("--measure", type=a_path, metavar="RECORD.md",
                         help="run the steps on the CUDA card that is here, and write how far the predictions were off")
     args = parser.parse_args(argv)  # fmt: skip
     config = cli.read_config(args, "vae" if args.stage == "vae" else "ldm")
     users = config.user_encoder.num_users or args.users
-    for flag, count, most in (("--users", users, LARGEST), ("--ranks", args.ranks, MOST_RANKS)):
-        if not 1 <= count <= most:
-            raise UserError(f"{flag} {count}: must be at least 1 and at most {most}")
-    refuse_paths(args)
     card = card_named(args.gpu) if args.gpu is not None else None
-    if args.stage == "sample" and args.ranks > 1:
-        raise UserError("--ranks is of the trainings: images are sampled on one card")
     setting = Setting(config, args.stage, users)
-    if setting.training.window > LARGEST:
-        raise UserError(
-            f"batch_size x gradient_accumulation_steps is {setting.training.window}: an account is of at most {LARGEST}"
-        )
+    refuse(args, setting)
     if args.stage != "sample":
         setting = setting.of_one_process(args.ranks, setting.training.batch_size)
     if args.measure:
@@ -81,21 +72,31 @@ def main(argv: list[str] | None = None) -> None:
     rows = report.on_cards(cards, answers)
     print(f"{report.cards_table(rows)}\n")
     if card:
-        print(f"{report.verification(rows[0], card)}\n")
+        print(f"{report.one_card(rows[0])}\n")
     if advice := report.advice(setting, account, answers, card):
         print(report.advice_table(advice))
 
 
-def refuse_paths(args: argparse.Namespace) -> None:
-    """UserError for outputs without a name, and for those that would overwrite what is no table of modules."""
-    for flag in ("csv", "pictures", "measure"):
-        if getattr(args, flag) == Path():  # as of a shell variable that is not set
-            raise UserError(f"--{flag}: needs a value, not an empty one")
+def a_path(text: str) -> Path:
+    if not text:  # as of a shell variable that is not set
+        raise argparse.ArgumentTypeError("needs a value, not an empty one")
+    return Path(text)
+
+
+def refuse(args: argparse.Namespace, setting: Setting) -> None:
+    """UserError for numbers that no run has, and for flags that do not go together."""
+    window = setting.training.window
+    for what, count, most in (
+        ("--users", setting.users, LARGEST), ("--ranks", args.ranks, MOST_RANKS),
+        ("batch_size x gradient_accumulation_steps =", window, LARGEST),
+    ):  # fmt: skip
+        if not 1 <= count <= most:
+            raise UserError(f"{what} {count}: must be at least 1 and at most {most}")
+    if args.stage == "sample" and args.ranks > 1:
+        raise UserError("--ranks is of the trainings: images are sampled on one card")
     if args.measure and (args.gpu or args.json or args.csv or args.pictures):
         raise UserError("--measure compares with the card that is here, and goes with none of --gpu, --json, --csv, "
                         "--pictures")  # fmt: skip
-    if args.csv and args.csv.is_file() and not args.csv.read_bytes().startswith(report.CSV_BEGINS):
-        raise UserError(f"--csv {args.csv}: is there already, and holds something else; give another name")
 
 
 def names() -> str:

@@ -152,7 +152,8 @@ class Card(TorchFunctionMode):
         """softmax(q k^T / sqrt(d)) v for q (B, h, N, d), k and v (B, h, L, d), by the kernel that the card has."""
         attention, ops, width = self.attention, torch.ops.aten, q.shape[-1]
         if attention == "flash" and (q.dtype == torch.float32 or width > 256):
-            attention = "math" if width % (4 if q.dtype == torch.float32 else 8) else "efficient"
+            unit = 4 if q.dtype == torch.float32 else 8  # CardType.head_alignment of a card that has flash
+            attention = "math" if width % unit else "efficient"
         elif attention == "efficient" and q.dtype == torch.bfloat16:
             attention = "math"
         if attention == "flash":

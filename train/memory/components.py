@@ -118,11 +118,11 @@ _made_once = lru_cache(maxsize=4)(_make)
 
 def components(config: Config, stage: Stage, users: int) -> list[Component]:
     """What `stage` keeps on the card, on the meta device."""
+    training = config.vae_training if stage == "vae" else config.ldm_training
+    averaged, fused, half = not training.ema_on_cpu, training.optimizer.fused, training.mixed_precision != "no"
     if stage == "vae":
-        half = config.vae_training.mixed_precision != "no"
         with built_on("meta"):
             vae = AutoencoderKL(config.vae)
-            averaged, fused = not config.vae_training.ema_on_cpu, config.vae_training.optimizer.fused
             parts = [Component("VAE", vae, tuple(vae.parameters()), averaged, fused, half)]
             if config.vae_loss.adversarial_weight:
                 critic = PatchDiscriminator(config.vae.image_channels)
@@ -133,9 +133,7 @@ def components(config: Config, stage: Stage, users: int) -> list[Component]:
     vae, model = ldm_models(config, users, stage != "sample", "meta")
     if stage == "sample":
         return [Component("VAE", vae), Component("UNet", model.unet), Component("user encoder", model.user_encoder)]
-    half = config.ldm_training.mixed_precision != "no"
-    trained, averaged = {id(p) for p in model.trained_parameters()}, not config.ldm_training.ema_on_cpu
-    fused = config.ldm_training.optimizer.fused
+    trained = {id(p) for p in model.trained_parameters()}
     parts = [Component("VAE", vae)]
     for name, part in (("UNet", model.unet), ("user encoder", model.user_encoder)):
         ours = tuple(p for p in part.parameters() if id(p) in trained)

@@ -40,8 +40,8 @@ class Growth:
     """A setting's account at any micro-batch of two or more, from one trace."""
 
     def __init__(self, setting: Setting):
-        tables = setting.config.schedule.num_train_timesteps  # as long as these
-        for prime in (prime for prime in PRIMES if tables % prime):
+        length = setting.config.schedule.num_train_timesteps  # of the schedule's tables, which stay the same
+        for prime in (prime for prime in PRIMES if length % prime):
             self.traced = traced(setting.with_training(batch_size=prime))
             multiple = self.traced.bytes % prime == 0
             if not self.traced.bytes[multiple & self.traced.of_phases(SAME)].any():
@@ -236,8 +236,7 @@ def _one_token(setting: Setting) -> Setting:
 def cheapest_that_fits(setting: Setting, card: CardType) -> list[str] | None:
     """Names of the levers that make the run fit, the cheapest first; None where all of them do not.
 
-    They are pulled in the order of their cost until it fits, and then those let go that it fits without. Where the
-    micro-batch is among them, it is made no smaller than it must be.
+    They are pulled in the order of their cost until it fits, and then those let go that it fits without.
     """
     pulled: list[Lever] = []
     while not _fits_with(pulled, setting, card):
@@ -248,13 +247,18 @@ def cheapest_that_fits(setting: Setting, card: CardType) -> list[str] | None:
         fewer = [other for other in pulled if other is not lever]
         if _fits_with(fewer, setting, card):
             pulled = fewer
-    one = _accumulated(1).name
-    if setting.stage != "sample" and one in [lever.name for lever in pulled]:
-        window = setting.training.window
-        sizes = [size for size in range(setting.training.batch_size - 1, 0, -1) if window % size == 0]
-        sets = [[_accumulated(size) if lever.name == one else lever for lever in pulled] for size in sizes]
-        pulled = sets[bisect_left(sets[:-1], True, key=lambda levers: _fits_with(levers, setting, card))]
-    return [lever.name for lever in pulled]
+    return [lever.name for lever in _in_the_largest_pieces(pulled, setting, card)]
+
+
+def _in_the_largest_pieces(pulled: list[Lever], setting: Setting, card: CardType) -> list[Lever]:
+    """The same set; where the micro-batch is among them, it is made no smaller than it must be."""
+    smallest = _accumulated(1).name
+    if smallest not in [lever.name for lever in pulled]:
+        return pulled
+    training = setting.training
+    sizes = [size for size in range(training.batch_size - 1, 0, -1) if training.window % size == 0]
+    sets = [[_accumulated(size) if lever.name == smallest else lever for lever in pulled] for size in sizes]
+    return sets[bisect_left(sets[:-1], True, key=lambda levers: _fits_with(levers, setting, card))]
 
 
 def _fits_with(pulled: list[Lever], setting: Setting, card: CardType) -> bool:

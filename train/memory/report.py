@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from textwrap import fill
 
+from train.errors import UserError
 from train.memory.account import CATEGORIES, HEADINGS, Account
 from train.memory.allocator import served
 from train.memory.cards import CARDS, CardType
@@ -264,15 +265,14 @@ def cards_table(rows: list[dict]) -> str:
     return "\n".join(text)
 
 
-def verification(row: dict, card: CardType) -> str:
+def one_card(row: dict) -> str:
     """Where the card's size is from; what came of the largest batches and the next ones, each traced itself."""
-    return "\n".join([fill(f"The card's bytes: {card.source}.", WIDTH), *(
-        f"Traced themselves, {words}: "
-        + ", ".join(f"batch {row[name] + i} {'fits' if fits else 'does not fit'}" for i, fits in enumerate(traced))
-        + "."
-        for name, words in VARIANTS.items()
-        if (traced := row.get(f"{name}_traced"))
-    )])  # fmt: skip
+    lines = [fill(f"The card's bytes: {row['bytes_from']}.", WIDTH)]
+    for name, words in VARIANTS.items():
+        if traced := row.get(f"{name}_traced"):
+            found = [f"batch {row[name] + i} {'fits' if fits else 'does not fit'}" for i, fits in enumerate(traced)]
+            lines.append(f"Traced themselves, {words}: {', '.join(found)}.")
+    return "\n".join(lines)
 
 
 def advice(setting: Setting, account: Account, answers: Answers, card: CardType | None) -> list[dict]:
@@ -320,13 +320,16 @@ def as_dictionary(setting: Setting, parts: list[Component], account: Account, ca
     }
 
 
-CSV_BEGINS = b"module,"
-
-
 def write_modules(account: Account, path: Path) -> None:
-    """A line for each module that has something alive at the peak: bytes by category."""
+    """A line for each module that has something alive at the peak: bytes by category.
+
+    UserError where the file is there and is no such table.
+    """
+    columns = ("module", *CATEGORIES, "total")
+    if path.is_file() and not path.read_bytes().startswith(",".join(columns).encode()):
+        raise UserError(f"{path}: is there already, and holds something else; give another name")
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("module", *CATEGORIES, "total"))
+        writer.writerow(columns)
         for name, row in sorted(account.modules(account.peak().clock, depth=99).items()):
             writer.writerow((name, *row.values(), sum(row.values())))

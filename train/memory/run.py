@@ -120,9 +120,10 @@ class Run:
             self.precision = partial(autocast, self.device)
         else:
             self.precision = lambda name: self.card.autocast(None if name == "no" else DTYPES[name])
-        self.scaler = Scaler(self.trace, self.device, training.mixed_precision == "fp16")
+        scaler = partial(Scaler, self.trace, self.device, training.mixed_precision == "fp16")
+        self.scaler = scaler()
         if standing.adversary:
-            standing.adversary.scaler = Scaler(self.trace, self.device, training.mixed_precision == "fp16")
+            standing.adversary.scaler = scaler()
         standing.model.train(bool(standing.trained))  # what validates without an EMA leaves it otherwise
         for p in standing.trained:
             p.grad = None  # an optimizer that has a share of them clears its own only
