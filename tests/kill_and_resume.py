@@ -30,8 +30,10 @@ import torch
 from tqdm import tqdm
 
 from tests.tiny import make_images
-from train import cli, device, ldm, vae
-from train.checkpoint import load_latest
+from train import ldm, vae
+from train.config import cli
+from train.engine import device
+from train.runs.checkpoint import load_latest
 
 ROOT = Path(__file__).parent.parent
 COMMON = ["--config", str(ROOT / "tests/tiny.yaml"), "--output_dir", "run", "--save_interval", "2"]

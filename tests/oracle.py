@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nets.unet import UNet2DConditionModel, UNetConfig
 from nets.vae import AutoencoderKL, VAEConfig
-from train.diffusers_config import unet_to_diffusers, vae_to_diffusers
+from train.runs.diffusers import unet_to_diffusers, vae_to_diffusers
 
 PRESETS = {
     "medium": (UNetConfig((128, 256, 512, 512), (True, True, True, False), 512), 139_680_132),

@@ -12,16 +12,20 @@ from torch.profiler import record_function
 from diffusion.schedule import make_schedule
 from nets.checkpointing import set_checkpointing
 from tests.tiny import tiny, tiny_denoiser
-from train import cli, ldm, loop, parallel, stopping, vae
-from train.auto_batch import MicroBatch
-from train.checkpoint import save_checkpoint
-from train.denoising import denoising_loss, draw_training_window
-from train.device import autocast, grad_scaler
-from train.errors import UserError
-from train.files import tensors_hash
-from train.optim import OptimConfig, make_adamw
-from train.randomness import generator, window_rows
-from train.step import StepResult, optimizer_step
+from train import ldm, vae
+from train.base import processes as parallel
+from train.base.errors import UserError
+from train.base.files import tensors_hash
+from train.base.randomness import generator, window_rows
+from train.config import cli
+from train.engine import stopping
+from train.engine import trainer as loop
+from train.engine.device import autocast, grad_scaler
+from train.engine.micro_batch import MicroBatch
+from train.engine.optim import OptimConfig, make_adamw
+from train.engine.step import StepResult, optimizer_step
+from train.runs.checkpoint import save_checkpoint
+from train.stages.denoising import denoising_loss, draw_training_window
 
 CPU = torch.device("cpu")
 OPTIM = OptimConfig(learning_rate=1e-3, warmup_steps=0, lr_schedule="constant")

@@ -13,12 +13,13 @@ from nets.unet import UNet2DConditionModel
 from nets.vae import AutoencoderKL
 from tests.test_step import Problem, scaler
 from tests.tiny import PATH, make_images
-from train import ldm, pretrained, vae
-from train.auto_batch import MicroBatch
-from train.errors import UserError
-from train.loop import TrainingConfig
-from train.optim import OptimConfig, learning_rate, make_adamw, set_learning_rate
-from train.step import optimizer_step
+from train import ldm, vae
+from train.base.errors import UserError
+from train.engine.micro_batch import MicroBatch
+from train.engine.optim import OptimConfig, learning_rate, make_adamw, set_learning_rate
+from train.engine.step import optimizer_step
+from train.engine.trainer import TrainingConfig
+from train.runs import model_folder as pretrained
 
 FALLING = OptimConfig(learning_rate=0.01, warmup_steps=2)
 

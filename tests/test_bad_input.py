@@ -29,10 +29,13 @@ import torch
 from PIL import Image
 
 from tests.tiny import tiny
-from train import check, cli, evaluate, ldm, memcheck, pretrained, sample, simulate, strict_yaml, vae
-from train.checkpoint import load_latest
-from train.config import Config
-from train.errors import UserError
+from train import check, evaluate, ldm, memcheck, sample, simulate, vae
+from train.base.errors import UserError
+from train.config import cli
+from train.config import load as strict_yaml
+from train.config.schema import Config
+from train.runs import model_folder as pretrained
+from train.runs.checkpoint import load_latest
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = {

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from train.checkpoint import last_good, list_checkpoints, load_latest, save_checkpoint, set_aside_later
-from train.errors import UserError
-from train.files import load_tensors, write_json
+from train.base.errors import UserError
+from train.base.files import load_tensors, write_json
+from train.runs.checkpoint import last_good, list_checkpoints, load_latest, save_checkpoint, set_aside_later
 
 
 def save(folder, *steps, keep=10, best=()):
@@ -223,7 +223,7 @@ def test_a_disk_that_is_full_at_any_byte_stops_the_save_and_not_the_checkpoint_b
     assert latest(tmp_path) == 10
 
 
-@pytest.mark.parametrize("victim", ["os.fsync", "os.replace", "train.files.os.replace", "pathlib.Path.mkdir"])
+@pytest.mark.parametrize("victim", ["os.fsync", "os.replace", "train.base.files.os.replace", "pathlib.Path.mkdir"])
 def test_no_space_left_anywhere_in_a_save_is_said_and_leaves_nothing_half_done(tmp_path, monkeypatch, victim):
     save(tmp_path, 10, 20)
 
@@ -312,7 +312,7 @@ def test_what_a_killed_write_has_left_goes_with_the_next_one(tmp_path):
     """It was found by killing trainings: a temporary file stayed in a final model for ever."""
     script = """if True:
         import os, sys, pathlib
-        from train.files import replacing
+        from train.base.files import replacing
         with replacing(pathlib.Path(sys.argv[1])) as temporary:
             temporary.write_text("half")
             os._exit(9)

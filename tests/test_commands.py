@@ -16,10 +16,13 @@ from nets.unet import UNet2DConditionModel
 from nets.vae import AutoencoderKL
 from tests.oracle import diffusers
 from tests.tiny import USERS, make_images
-from train import check, device, evaluate, ldm, loop, memcheck, pretrained, sample, vae
-from train.checkpoint import load_latest, save_checkpoint
-from train.errors import UserError
-from train.run_folder import locked
+from train import check, evaluate, ldm, memcheck, sample, vae
+from train.base.errors import UserError
+from train.engine import device
+from train.engine import trainer as loop
+from train.runs import model_folder as pretrained
+from train.runs.checkpoint import load_latest, save_checkpoint
+from train.runs.folder import locked
 
 TINY = str(Path(__file__).with_name("tiny.yaml"))
 

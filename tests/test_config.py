@@ -10,10 +10,11 @@ from nets.condition import UserConditionEncoder, UserEncoderConfig
 from nets.unet import UNet2DConditionModel
 from nets.vae import AutoencoderKL
 from tests.tiny import PATH, tiny
-from train import cli, strict_yaml
-from train.cli import flag_keys, make_parser, read_config
-from train.config import Config
-from train.errors import UserError
+from train.base.errors import UserError
+from train.config import cli
+from train.config import load as strict_yaml
+from train.config.cli import flag_keys, make_parser, read_config
+from train.config.schema import Config
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

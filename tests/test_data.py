@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from train.data import DataConfig, draw_flips, load_images, natural_key, read_image, scan, to_uint8
-from train.errors import UserError
+from train.base.errors import UserError
+from train.data.dataset import DataConfig, draw_flips, load_images, natural_key, read_image, scan, to_uint8
 
 
 def grey(value: int, size: tuple[int, int] = (8, 8)) -> Image.Image:

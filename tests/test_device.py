@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from train.device import autocast, grad_scaler, native_precision, peak_memory, pick_device
-from train.errors import UserError
+from train.base.errors import UserError
+from train.engine.device import autocast, grad_scaler, native_precision, peak_memory, pick_device
 
 STATUS = Path("/proc/self/status")
 CU126 = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]

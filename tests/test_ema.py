@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from train.ema import EMA
+from train.engine.ema import EMA
 
 
 def scalar(value: float) -> nn.Linear:

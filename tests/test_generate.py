@@ -9,8 +9,8 @@ from torch import nn
 from diffusion.sampling import SamplingConfig
 from diffusion.schedule import ScheduleConfig, make_schedule
 from tests.tiny import tiny, tiny_denoiser, tiny_vae
-from train.data import to_uint8
-from train.generate import generate
+from train.data.dataset import to_uint8
+from train.stages.generate import generate
 
 WANTED = [(user, number) for user in range(3) for number in range(2)]
 

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.kill_and_resume import assert_same_end, commands, finish, start, trial, undisturbed
-from train.checkpoint import list_checkpoints
+from train.runs.checkpoint import list_checkpoints
 
 
 @pytest.fixture(scope="module")

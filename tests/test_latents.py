@@ -10,8 +10,8 @@ from torch import nn
 
 from nets.vae import DiagonalGaussian, VAEConfig
 from tests.tiny import tiny, tiny_images, tiny_vae
-from train import latents as module
-from train.latents import (
+from train.data import latents as module
+from train.data.latents import (
     LatentsConfig,
     LatentSource,
     cached_moments,

@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from tests.test_step import CPU, Problem, scaler, step
-from train import cli
-from train.checkpoint import load_latest
-from train.ema import EMA
-from train.errors import UserError
-from train.loop import MAX_LOST, MAX_SKIPPED, Best, TrainingConfig, resume, train
-from train.optim import OptimConfig, learning_rate, make_adamw, set_learning_rate
-from train.step import StepResult
-from train.stopping import NOT_DONE, Stop, Stopped
+from train.base.errors import UserError
+from train.config import cli
+from train.engine.ema import EMA
+from train.engine.optim import OptimConfig, learning_rate, make_adamw, set_learning_rate
+from train.engine.step import StepResult
+from train.engine.stopping import NOT_DONE, Stop, Stopped
+from train.engine.trainer import MAX_LOST, MAX_SKIPPED, Best, TrainingConfig, resume, train
+from train.runs.checkpoint import load_latest
 
 FALLING = OptimConfig(learning_rate=0.01, warmup_steps=2)
 NOTHING = lambda *_: None  # noqa: E731
@@ -365,7 +365,7 @@ def test_the_speed_is_that_of_training_without_validation_and_saving_of_images_t
         clock[0] += seconds
         return 1.0
 
-    monkeypatch.setattr("train.loop.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("train.engine.trainer.time.perf_counter", lambda: clock[0])
     run = Run(tmp_path, 20, before=lambda _: pass_time(2), score=lambda _: pass_time(100), sample_interval=5)
     run.config = replace(run.config, batch_size=configured, gradient_accumulation_steps=1)
     run()

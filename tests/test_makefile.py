@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from train.data import BUILT_IN
+from train.data.dataset import BUILT_IN
 
 ROOT = Path(__file__).parent.parent
 SIMULATE = f"python3 -m train.simulate --output_dir {BUILT_IN}"

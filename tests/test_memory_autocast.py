@@ -16,8 +16,8 @@ from nets.discriminator import PatchDiscriminator
 from nets.embedding import TimestepEmbedding
 from nets.perceptual import VGG16Distance
 from nets.vae import AutoencoderKL, VAEConfig
-from train.memory import card
-from train.memory.card import Card
+from train.memory import cuda_rules as card
+from train.memory.cuda_rules import Card
 
 LATER = {"rms_norm"}  # joined the lists between torch 2.10 and 2.13; no model here has it
 HEADER = Path(torch.__file__).parent / "include/ATen/autocast_mode.h"

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train import strict_yaml
-from train.config import Config
+from train.config import load as strict_yaml
+from train.config.schema import Config
 from train.memory.account import Account
 from train.memory.components import components, without_effect
-from train.memory.setting import Setting
+from train.memory.scenario import Setting
 from train.memory.stages import trace
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from train.memory.cores import on_all_cores
+from train.memory.workers import on_all_cores
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks here")
 

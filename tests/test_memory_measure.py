@@ -9,14 +9,14 @@ import torch
 
 from tests.test_memory_closed_forms import config_of
 from train import memcheck
-from train.errors import UserError
+from train.base.errors import UserError
 from train.memory import measure
 from train.memory.allocator import served
-from train.memory.cards import CardType
+from train.memory.fit import account_of, largest_batch
+from train.memory.gpus import CardType
 from train.memory.measure import MiB, Peaks, compared, ends_of, grid, largest, name, on_cuda, record, verdict
-from train.memory.outside import context, cublas
-from train.memory.plan import account_of, largest_batch
-from train.memory.setting import Setting
+from train.memory.overhead import context, cublas
+from train.memory.scenario import Setting
 
 CARD = CardType("imaginary", 3.0, (7, 5), "")
 SETTING = Setting(config_of("demo"), validates=False)

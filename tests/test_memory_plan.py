@@ -10,13 +10,12 @@ import pytest
 
 from tests.test_memory_closed_forms import config_of
 from train import memcheck
-from train.errors import UserError
-from train.memory import plan, run, stages
+from train.base.errors import UserError
+from train.memory import fit as plan
+from train.memory import run, stages
 from train.memory.account import Account
 from train.memory.allocator import MEDIUM_SEGMENT, SMALL_SEGMENT, CachingAllocator, OutOfMemory, Replay, rounded, served
-from train.memory.cards import CARDS, CardType, card_named
-from train.memory.outside import cublas
-from train.memory.plan import (
+from train.memory.fit import (
     Growth,
     account_of,
     cheapest_that_fits,
@@ -30,7 +29,9 @@ from train.memory.plan import (
     runs,
     traced,
 )  # fmt: skip
-from train.memory.setting import Setting
+from train.memory.gpus import CARDS, CardType, card_named
+from train.memory.overhead import cublas
+from train.memory.scenario import Setting
 from train.memory.stages import trace
 
 MiB = 2**20

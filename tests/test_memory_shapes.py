@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from train.memory.eager import COMPILER, without_compiler
-from train.memory.shapes import KNOWN, ShapeCache
+from train.memory.op_cache import KNOWN, ShapeCache
+from train.memory.without_compiler import COMPILER, without_compiler
 
 aten = torch.ops.aten
 SYMBOLS = "torch.fx.experimental.symbolic_shapes"
@@ -70,7 +70,7 @@ def test_a_trace_does_not_import_the_compiler():
 def test_a_stand_in_that_is_asked_for_more_makes_way_for_the_compiler():
     program = """
 import sys, torch
-from train.memory.eager import COMPILER, without_compiler
+from train.memory.without_compiler import COMPILER, without_compiler
 with without_compiler():
     import sympy
     assert not hasattr(sympy, "__path__")

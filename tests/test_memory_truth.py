@@ -13,10 +13,10 @@ import torch
 from torch._C._profiler import _EventType
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from train import strict_yaml
-from train.config import Config
+from train.config import load as strict_yaml
+from train.config.schema import Config
 from train.memory.account import Account
-from train.memory.setting import Setting
+from train.memory.scenario import Setting
 from train.memory.stages import begin, take_step, trace
 from train.memory.trace import Trace
 

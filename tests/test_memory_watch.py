@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 from tests.tiny import tiny, tiny_denoiser, tiny_vae
-from train.ema import EMA
+from train.engine.ema import EMA
+from train.engine.optim import make_adamw
+from train.engine.step import StepResult
 from train.memory.components import components
-from train.memory.setting import Setting
-from train.memory.watch import WINDOWS, compare, live, watched
-from train.optim import make_adamw
-from train.step import StepResult
+from train.memory.scenario import Setting
+from train.memory.verify import WINDOWS, compare, live, watched
 
 
 @pytest.fixture

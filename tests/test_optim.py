@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from train.optim import OptimConfig, learning_rate, make_adamw, set_learning_rate
+from train.engine.optim import OptimConfig, learning_rate, make_adamw, set_learning_rate
 
 COSINE = OptimConfig(learning_rate=2.0, lr_schedule="cosine", warmup_steps=4)
 

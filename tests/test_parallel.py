@@ -14,9 +14,9 @@ import torch
 from tests import parallel_worker as worker
 from tests.test_commands import flags, make_images, weights
 from train import ldm, vae
-from train.checkpoint import load_latest
-from train.optim import make_adamw
-from train.parallel import share
+from train.base.processes import share
+from train.engine.optim import make_adamw
+from train.runs.checkpoint import load_latest
 
 ROOT = Path(__file__).parent.parent
 
@@ -68,10 +68,10 @@ def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
 @pytest.mark.parametrize("window", [1, 2, 7, 8])
 def test_shares_are_the_whole_window_in_order_and_differ_by_one_row_at_most(monkeypatch, window, processes):
-    monkeypatch.setattr("train.parallel.world_size", lambda: processes)
+    monkeypatch.setattr("train.base.processes.world_size", lambda: processes)
     shares = []
     for rank in range(processes):
-        monkeypatch.setattr("train.parallel.rank", lambda rank=rank: rank)
+        monkeypatch.setattr("train.base.processes.rank", lambda rank=rank: rank)
         shares.append(share(window))
     assert [row for rows in shares for row in rows] == list(range(window))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1

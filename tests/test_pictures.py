@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image, ImageFont
 
-from train import pictures
-from train.errors import UserError
-from train.log import RunLog
-from train.pictures import (
+from train.base.errors import UserError
+from train.engine.log import RunLog
+from train.runs import pictures
+from train.runs.pictures import (
     COLOURS,
     PAPER,
     decade_ticks,

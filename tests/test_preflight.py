@@ -10,13 +10,13 @@ from torch import nn
 
 from diffusion.schedule import ScheduleConfig
 from tests.tiny import tiny, tiny_images, tiny_vae
-from train.checkpoint import save_checkpoint
-from train.errors import UserError
-from train.latents import measure_scaling
+from train.base.errors import UserError
+from train.data.latents import measure_scaling
 from train.memory.allocator import served
-from train.memory.plan import account_of
-from train.memory.setting import Setting
-from train.preflight import plan_micro_batch, require_disk, require_sane_latents, warn_of_vanishing_signal
+from train.memory.fit import account_of
+from train.memory.scenario import Setting
+from train.runs.checkpoint import save_checkpoint
+from train.stages.preflight import plan_micro_batch, require_disk, require_sane_latents, warn_of_vanishing_signal
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 WINDOW = ("ldm_training.batch_size=30", "ldm_training.gradient_accumulation_steps=4")
@@ -194,7 +194,7 @@ def test_attention_is_planned_as_this_card_computes_it(card):
 @pytest.mark.parametrize("auto", [False, True])
 def test_a_process_plans_its_share_of_the_window_and_gradients_that_stay(monkeypatch, card, auto, capsys):
     """Of two processes each learns from 60 of the window's 120 images, in 1 piece or 2 of 30."""
-    monkeypatch.setattr("train.parallel.world_size", lambda: 2)
+    monkeypatch.setattr("train.base.processes.world_size", lambda: 2)
     config = tiny("ldm_training.batch_size=60", "ldm_training.gradient_accumulation_steps=2",
                   f"ldm_training.auto_batch={str(auto).lower()}")  # fmt: skip
     halves = Setting(config, "ldm", 3)  # two pieces of 60: gradients are there while the second is computed

@@ -16,10 +16,11 @@ from nets.unet import UNet2DConditionModel, UNetConfig
 from nets.vae import AutoencoderKL, VAEConfig
 from tests import test_diffusion_oracle as schedules
 from tests.oracle import assert_equal_outputs, unet_pair, vae_pair
-from train import diffusers_config, pretrained
-from train.diffusers_config import Options, unet_from_diffusers, vae_from_diffusers
-from train.errors import UserError
-from train.pretrained import load, load_schedule, load_users, save, save_schedule, save_users
+from train.base.errors import UserError
+from train.runs import diffusers as diffusers_config
+from train.runs import model_folder as pretrained
+from train.runs.diffusers import Options, unet_from_diffusers, vae_from_diffusers
+from train.runs.model_folder import load, load_schedule, load_users, save, save_schedule, save_users
 
 UNET = UNetConfig((16, 32), (True, False), 12, num_heads=2, layers_per_block=1, norm_groups=4, sample_size=8)
 UNETS = {

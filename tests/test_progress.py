@@ -1,6 +1,6 @@
 """What a log keeps of a progress bar."""
 
-from train.progress import progress
+from train.base.progress import progress
 
 
 def test_a_bar_that_is_soon_gone_leaves_nothing_in_a_log(capsys):

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from train.randomness import STREAMS, generator, window_rows, windows_per_epoch
+from train.base.randomness import STREAMS, generator, window_rows, windows_per_epoch
 
 
 def first_draw(*position) -> float:

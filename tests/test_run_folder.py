@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from tests.tiny import tiny, tiny_images
-from train import strict_yaml
-from train.config import Config
-from train.data import DataConfig
-from train.errors import UserError
-from train.run_folder import locked, open_run, save_config, shared_split
-from train.split import Split, make_split, save_split
+from train.base.errors import UserError
+from train.config import load as strict_yaml
+from train.config.schema import Config
+from train.data.dataset import DataConfig
+from train.data.split import Split, make_split, save_split
+from train.runs.folder import locked, open_run, save_config, shared_split
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -169,7 +169,7 @@ def test_a_folder_within_the_data_is_refused_since_it_would_count_as_a_user(tmp_
 
 HOLD = """if True:
     import sys, time, pathlib
-    from train.run_folder import locked
+    from train.runs.folder import locked
     with locked(pathlib.Path(sys.argv[1])):
         print("held", flush=True)
         time.sleep(600)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from train import simulate as sim
-from train.errors import UserError
+from train.base.errors import UserError
 
 MODEL = sim.Person(
     height=1.75, speed=1.35, cycle=1, hip=1, knee=1, ankle=1, arm=1, elbow=1, sway=1, lean=0, asymmetry=0,

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from train.data import BUILT_IN_RECORDING, DataConfig, UserImages
-from train.errors import UserError
-from train.split import evenly, fingerprint, load_split, make_split, save_split
+from train.base.errors import UserError
+from train.data.dataset import BUILT_IN_RECORDING, DataConfig, UserImages
+from train.data.split import evenly, fingerprint, load_split, make_split, save_split
 
 BY_RECORDING = DataConfig(recording_pattern=r"_r(\d+)_", validation_fraction=0.2)
 BY_FILE = DataConfig(dir="walks")

@@ -10,13 +10,13 @@ from torch import nn
 
 from diffusion.schedule import make_schedule
 from tests.tiny import tiny, tiny_denoiser
-from train.denoising import denoising_loss, draw_training_window
-from train.device import autocast
-from train.ema import EMA
-from train.errors import UserError
-from train.optim import OptimConfig, learning_rate, make_adamw, set_learning_rate
-from train.randomness import generator, window_rows
-from train.step import NotFinite, optimizer_step
+from train.base.errors import UserError
+from train.base.randomness import generator, window_rows
+from train.engine.device import autocast
+from train.engine.ema import EMA
+from train.engine.optim import OptimConfig, learning_rate, make_adamw, set_learning_rate
+from train.engine.step import NotFinite, optimizer_step
+from train.stages.denoising import denoising_loss, draw_training_window
 
 CPU = torch.device("cpu")
 OPTIM = OptimConfig(learning_rate=1e-2, warmup_steps=0, lr_schedule="constant")

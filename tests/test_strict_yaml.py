@@ -6,9 +6,9 @@ from typing import Literal
 
 import pytest
 
-from train import strict_yaml
-from train.errors import UserError
-from train.strict_yaml import dump, load
+from train.base.errors import UserError
+from train.config import load as strict_yaml
+from train.config.load import dump, load
 
 
 @dataclass(frozen=True)

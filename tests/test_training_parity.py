@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from diffusion.schedule import make_schedule
 from tests.oracle import diffusers_unet, diffusers_vae
 from tests.tiny import tiny, tiny_denoiser, tiny_vae
-from train.denoising import UserDenoiser, denoising_loss, draw_training_window
-from train.optim import OptimConfig, learning_rate, make_adamw, set_learning_rate
-from train.randomness import generator
-from train.step import optimizer_step
-from train.vae_loss import reconstruction_and_kl
+from train.base.randomness import generator
+from train.engine.optim import OptimConfig, learning_rate, make_adamw, set_learning_rate
+from train.engine.step import optimizer_step
+from train.stages.denoising import UserDenoiser, denoising_loss, draw_training_window
+from train.stages.vae_loss import reconstruction_and_kl
 
 CPU = torch.device("cpu")
 STEPS, BATCH, WARMUP, CLIP = 20, 6, 5, 1.0

@@ -14,10 +14,10 @@ from nets.discriminator import PatchDiscriminator
 from nets.perceptual import LAYERS, VGG16Distance
 from nets.vae import DiagonalGaussian
 from tests.tiny import tiny, tiny_vae
-from train.errors import UserError
-from train.optim import OptimConfig, make_adamw
-from train.step import optimizer_step
-from train.vae_loss import Adversary, VAELossConfig, load_vgg16, reconstruction_and_kl, vae_losses
+from train.base.errors import UserError
+from train.engine.optim import OptimConfig, make_adamw
+from train.engine.step import optimizer_step
+from train.stages.vae_loss import Adversary, VAELossConfig, load_vgg16, reconstruction_and_kl, vae_losses
 
 CPU = torch.device("cpu")
 OPTIM = OptimConfig(learning_rate=1e-3, warmup_steps=0, lr_schedule="constant")

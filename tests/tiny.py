@@ -10,10 +10,10 @@ from PIL import Image
 from nets.condition import UserConditionEncoder
 from nets.unet import UNet2DConditionModel
 from nets.vae import AutoencoderKL
-from train import strict_yaml
-from train.config import Config
-from train.data import UserImages
-from train.denoising import UserDenoiser
+from train.config import load as strict_yaml
+from train.config.schema import Config
+from train.data.dataset import UserImages
+from train.stages.denoising import UserDenoiser
 
 PATH = Path(__file__).with_name("tiny.yaml")
 USERS = ("ID1", "ID2", "ID10")

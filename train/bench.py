@@ -12,11 +12,11 @@ from collections.abc import Callable
 import torch
 
 from nets.unet import UNet2DConditionModel
-from train import cli
-from train.device import pick_device
-from train.diffusers_config import unet_to_diffusers
-from train.errors import UserError
-from train.progress import progress
+from train.base.errors import UserError
+from train.base.progress import progress
+from train.config import cli
+from train.engine.device import pick_device
+from train.runs.diffusers import unet_to_diffusers
 
 ROUNDS = 10
 

@@ -11,19 +11,19 @@ import torch
 
 from diffusion.schedule import make_schedule
 from nets.vae import AutoencoderKL
-from train import cli
-from train.config import Config
-from train.data import UserImages, load_images
-from train.denoising import UserDenoiser, denoising_loss, draw_training_window
-from train.device import MixedPrecision, autocast, grad_scaler, native_precision, pick_device
-from train.errors import UserError
-from train.latents import latent_shape
+from train.base.errors import UserError
+from train.base.randomness import generator
+from train.config import cli
+from train.config.schema import Config
+from train.data.dataset import UserImages, load_images
+from train.data.latents import latent_shape
+from train.data.split import Split, load_split, make_split
+from train.engine.device import MixedPrecision, autocast, grad_scaler, native_precision, pick_device
+from train.engine.optim import make_adamw
+from train.engine.step import StepResult, optimizer_step
 from train.ldm import build_denoiser, load_vae, refuse_other_users, vae_folder_of
-from train.optim import make_adamw
-from train.preflight import require_disk, require_sane_latents
-from train.randomness import generator
-from train.split import Split, load_split, make_split
-from train.step import StepResult, optimizer_step
+from train.stages.denoising import UserDenoiser, denoising_loss, draw_training_window
+from train.stages.preflight import require_disk, require_sane_latents
 
 T = TypeVar("T")
 

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import torch
 
-from train import cli
-from train.classifier import predict_users, train_classifier
-from train.config import Config
-from train.data import load_images
-from train.device import pick_device
-from train.errors import UserError
-from train.files import read_json, write_json
-from train.image_folder import SETTINGS, default_folder, image_files, read_pixels, settings_of
-from train.pictures import real_and_generated, save_picture, user_labels
-from train.run_folder import CONFIG
+from train.base.errors import UserError
+from train.base.files import read_json, write_json
+from train.config import cli
+from train.config.schema import Config
+from train.data.dataset import load_images
+from train.data.split import evenly, load_split
+from train.engine.device import pick_device
+from train.runs.folder import CONFIG
+from train.runs.generated import SETTINGS, default_folder, image_files, read_pixels, settings_of
+from train.runs.pictures import real_and_generated, save_picture, user_labels
 from train.sample import SEED, counted, load_models, trained_users
-from train.split import evenly, load_split
+from train.stages.classifier import predict_users, train_classifier
 
 GRID_USERS, GRID_IMAGES = 6, 5
 

@@ -16,34 +16,36 @@ from nets.checkpointing import set_checkpointing
 from nets.condition import UserConditionEncoder
 from nets.unet import UNet2DConditionModel
 from nets.vae import AutoencoderKL
-from train import cli, parallel, pretrained
-from train.auto_batch import MicroBatch
-from train.checkpoint import Unchanged
-from train.config import Config
-from train.data import UserImages, draw_flips, load_images
-from train.denoising import UserDenoiser, denoising_loss, draw_training_window, draw_validation_window
-from train.device import MixedPrecision, autocast, grad_scaler, native_precision, pick_device
-from train.ema import EMA
-from train.errors import UserError
-from train.files import tensors_hash
-from train.generate import generate
-from train.latents import LatentSource, latent_shape
-from train.loop import Best, resume, total_steps, train
-from train.memory.setting import Setting
-from train.memory.watch import watched
-from train.optim import learning_rate, make_adamw, set_learning_rate
-from train.pictures import PICTURE_BATCH, real_and_generated, save_picture, user_labels
-from train.preflight import (
+from train.base import processes as parallel
+from train.base.errors import UserError
+from train.base.files import tensors_hash
+from train.base.randomness import generator, window_rows
+from train.config import cli
+from train.config.schema import Config
+from train.data.dataset import UserImages, draw_flips, load_images
+from train.data.latents import LatentSource, latent_shape
+from train.data.split import Split, evenly, fingerprint, save_split
+from train.engine.device import MixedPrecision, autocast, grad_scaler, native_precision, pick_device
+from train.engine.ema import EMA
+from train.engine.micro_batch import MicroBatch
+from train.engine.optim import learning_rate, make_adamw, set_learning_rate
+from train.engine.step import StepResult, optimizer_step
+from train.engine.trainer import Best, resume, total_steps, train
+from train.memory.scenario import Setting
+from train.memory.verify import watched
+from train.runs import model_folder as pretrained
+from train.runs.checkpoint import Unchanged
+from train.runs.folder import SPLIT, locked, open_run, refuse_other_run, save_config, shared_split
+from train.runs.pictures import PICTURE_BATCH, real_and_generated, save_picture, user_labels
+from train.stages.denoising import UserDenoiser, denoising_loss, draw_training_window, draw_validation_window
+from train.stages.generate import generate
+from train.stages.preflight import (
     load_fitting_vae,
     plan_micro_batch,
     require_disk,
     require_sane_latents,
     warn_of_vanishing_signal,
 )
-from train.randomness import generator, window_rows
-from train.run_folder import SPLIT, locked, open_run, refuse_other_run, save_config, shared_split
-from train.split import Split, evenly, fingerprint, save_split
-from train.step import StepResult, optimizer_step
 
 VALIDATION_IMAGES = 256
 GRID_USERS, GRID_IMAGES = 6, 4

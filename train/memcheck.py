@@ -14,15 +14,15 @@ from pathlib import Path
 import torch
 
 from nets.blocks import LARGEST
-from train import cli
-from train.errors import UserError
+from train.base.errors import UserError
+from train.config import cli
 from train.memory import report
-from train.memory.cards import CARDS, card_named
 from train.memory.charts import draw_charts
 from train.memory.components import components
+from train.memory.fit import account_of, on_card
+from train.memory.gpus import CARDS, card_named
 from train.memory.measure import measure
-from train.memory.plan import account_of, on_card
-from train.memory.setting import Setting
+from train.memory.scenario import Setting
 
 MOST_RANKS = 1024  # more is a slip of the finger, and would draw noise for all of their images
 

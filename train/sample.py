@@ -10,16 +10,17 @@ from diffusion.schedule import Schedule, make_schedule
 from nets.condition import UserConditionEncoder
 from nets.unet import UNet2DConditionModel
 from nets.vae import AutoencoderKL
-from train import cli, pretrained
-from train.config import Config
-from train.denoising import UserDenoiser
-from train.device import pick_device
-from train.errors import UserError, nearest
-from train.generate import generate
-from train.image_folder import claim_folder, default_folder, overview, settings_of
-from train.pictures import save_picture, to_image
-from train.progress import progress
-from train.run_folder import CONFIG
+from train.base.errors import UserError, nearest
+from train.base.progress import progress
+from train.config import cli
+from train.config.schema import Config
+from train.engine.device import pick_device
+from train.runs import model_folder as pretrained
+from train.runs.folder import CONFIG
+from train.runs.generated import claim_folder, default_folder, overview, settings_of
+from train.runs.pictures import save_picture, to_image
+from train.stages.denoising import UserDenoiser
+from train.stages.generate import generate
 
 FLAGS = {flag: (f"sampling.{flag}",) for flag in ("sampler", "steps", "guidance")}
 SEED, USERS = 0, "users.json"

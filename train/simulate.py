@@ -25,10 +25,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from train import cli
-from train.errors import UserError
-from train.progress import progress
-from train.run_folder import is_free
+from train.base.errors import UserError
+from train.base.progress import progress
+from train.config import cli
+from train.runs.folder import is_free
 
 WAVELENGTH = 299_792_458 / 24e9  # m, of a 24 GHz radar
 SAMPLE_RATE = 1408  # Hz; shown from -1/4 to 3/4 of it: -2.2 to 6.6 m/s, as everybody walks to the radar

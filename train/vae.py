@@ -14,25 +14,27 @@ from torch import Tensor
 from nets.checkpointing import set_checkpointing
 from nets.perceptual import VGG16Distance
 from nets.vae import AutoencoderKL
-from train import cli, parallel, pretrained
-from train.auto_batch import MicroBatch
-from train.checkpoint import Unchanged
-from train.config import Config
-from train.data import UserImages, draw_flips, load_images, to_uint8
-from train.device import MixedPrecision, autocast, grad_scaler, native_precision, pick_device
-from train.ema import EMA
-from train.latents import measure_scaling, save_statistics
-from train.loop import Best, resume, total_steps, train
-from train.memory.setting import Setting
-from train.memory.watch import watched
-from train.optim import learning_rate, make_adamw, set_learning_rate
-from train.pictures import PICTURE_BATCH, image_grid, save_picture, user_labels
-from train.preflight import load_fitting_vae, plan_micro_batch, require_disk
-from train.randomness import generator, window_rows
-from train.run_folder import SPLIT, locked, open_run, refuse_other_run, save_config, shared_split
-from train.split import Split, evenly, fingerprint, save_split
-from train.step import StepResult, optimizer_step
-from train.vae_loss import Adversary, load_vgg16, vae_losses
+from train.base import processes as parallel
+from train.base.randomness import generator, window_rows
+from train.config import cli
+from train.config.schema import Config
+from train.data.dataset import UserImages, draw_flips, load_images, to_uint8
+from train.data.latents import measure_scaling, save_statistics
+from train.data.split import Split, evenly, fingerprint, save_split
+from train.engine.device import MixedPrecision, autocast, grad_scaler, native_precision, pick_device
+from train.engine.ema import EMA
+from train.engine.micro_batch import MicroBatch
+from train.engine.optim import learning_rate, make_adamw, set_learning_rate
+from train.engine.step import StepResult, optimizer_step
+from train.engine.trainer import Best, resume, total_steps, train
+from train.memory.scenario import Setting
+from train.memory.verify import watched
+from train.runs import model_folder as pretrained
+from train.runs.checkpoint import Unchanged
+from train.runs.folder import SPLIT, locked, open_run, refuse_other_run, save_config, shared_split
+from train.runs.pictures import PICTURE_BATCH, image_grid, save_picture, user_labels
+from train.stages.preflight import load_fitting_vae, plan_micro_batch, require_disk
+from train.stages.vae_loss import Adversary, load_vgg16, vae_losses
 
 VALIDATION_IMAGES = 256
 GRID_IMAGES = 8

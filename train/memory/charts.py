@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from train.memory.account import CATEGORIES, HEADINGS, Account
-from train.pictures import COLOURS, INK, PAPER, RULE, save_picture, text_font
+from train.runs.pictures import COLOURS, INK, PAPER, RULE, save_picture, text_font
 
 MiB = 2**20
 SIZE = (960, 460)

@@ -27,9 +27,9 @@ from nets.discriminator import PatchDiscriminator
 from nets.perceptual import VGG16Distance
 from nets.unet import UNet2DConditionModel, UNetConfig
 from nets.vae import AutoencoderKL, VAEConfig
-from train.config import Config
-from train.denoising import UserDenoiser
-from train.memory.eager import without_compiler
+from train.config.schema import Config
+from train.memory.without_compiler import without_compiler
+from train.stages.denoising import UserDenoiser
 
 Stage = Literal["vae", "ldm", "sample"]
 

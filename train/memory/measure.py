@@ -15,14 +15,14 @@ from statistics import median
 
 import torch
 
-from train.device import pick_device
-from train.errors import UserError
+from train.base.errors import UserError
+from train.engine.device import pick_device
 from train.memory.allocator import served
-from train.memory.cards import CardType
-from train.memory.outside import context, cublas
-from train.memory.plan import FEW, account_of, fits, largest_batch, on_card, runs
+from train.memory.fit import FEW, account_of, fits, largest_batch, on_card, runs
+from train.memory.gpus import CardType
+from train.memory.overhead import context, cublas
 from train.memory.report import gib, mib, table
-from train.memory.setting import Setting
+from train.memory.scenario import Setting
 from train.memory.stages import begin, take_step
 
 MiB = 2**20
@@ -98,7 +98,7 @@ def on_cuda(setting: Setting, limit: int) -> Peaks | None:
         take_step(begin(setting), setting)
     except torch.cuda.OutOfMemoryError:
         return None
-    except UserError as error:  # the optimizer's (train/step.py)
+    except UserError as error:  # the optimizer's (train/engine/step.py)
         if not isinstance(error.__context__, torch.cuda.OutOfMemoryError):
             raise
         return None

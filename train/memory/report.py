@@ -7,14 +7,11 @@ from functools import partial
 from pathlib import Path
 from textwrap import fill
 
-from train.errors import UserError
+from train.base.errors import UserError
 from train.memory.account import CATEGORIES, HEADINGS, Account
 from train.memory.allocator import served
-from train.memory.cards import CARDS, CardType
 from train.memory.components import Component, without_effect
-from train.memory.cores import on_all_cores
-from train.memory.outside import lines
-from train.memory.plan import (  # fmt: skip
+from train.memory.fit import (  # fmt: skip
     account_of,
     alone,
     cheapest_that_fits,
@@ -26,7 +23,10 @@ from train.memory.plan import (  # fmt: skip
     room,
     runs,
 )  # fmt: skip
-from train.memory.setting import Setting
+from train.memory.gpus import CARDS, CardType
+from train.memory.overhead import lines
+from train.memory.scenario import Setting
+from train.memory.workers import on_all_cores
 
 MiB, GiB = 2**20, 2**30
 WIDTH = 120  # of a console

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from nets.checkpointing import set_checkpointing
-from train.device import DTYPES, autocast
-from train.ema import EMA
-from train.memory.card import Card
-from train.memory.setting import Setting
+from train.engine.device import DTYPES, autocast
+from train.engine.ema import EMA
+from train.engine.optim import OptimConfig, make_adamw
+from train.engine.step import accumulate_gradients, update_weights
+from train.memory.cuda_rules import Card
+from train.memory.scenario import Setting
 from train.memory.trace import Trace
-from train.optim import OptimConfig, make_adamw
-from train.step import accumulate_gradients, update_weights
-from train.vae_loss import Adversary
+from train.stages.vae_loss import Adversary
 
 TRACED_MICRO_BATCHES = 2  # a third is like the second
 
@@ -145,7 +145,7 @@ class Run:
         self.trace.phase = "backward"
 
     def step(self, losses: Callable[[slice], dict[str, Tensor]], window: Hashable = None) -> None:
-        """train/step.py's optimizer_step, and the average. Of runs with an equal `window` (not None) one is traced."""
+        """engine/step.py's optimizer_step, and the average. Of runs with an equal `window` (not None) one is traced."""
         standing, trained, optimizer = self.standing, self.standing.trained, self.standing.optimizer
 
         def learn() -> dict[str | int, Tensor]:
@@ -171,7 +171,7 @@ class Run:
 
 
 class Scaler(torch.amp.GradScaler):
-    """train/device.py's loss scaler. Unscaling is where the optimizer's part of a step begins."""
+    """train/engine/device.py's loss scaler. Unscaling is where the optimizer's part of a step begins."""
 
     def __init__(self, trace: Trace | Unrecorded, device: torch.device, enabled: bool):
         # Its few numbers stand beside the loss, wherever that is; "cuda" would refuse without a card. A scale of 1
@@ -196,7 +196,7 @@ def _share(parameters: list[nn.Parameter], ranks: int) -> list[nn.Parameter]:
 
 
 def _adamw(parameters: list[nn.Parameter], config: OptimConfig, setting: Setting) -> torch.optim.Optimizer:
-    """train/optim.py's optimizer, in the form that torch takes by itself on a card only."""
+    """train/engine/optim.py's optimizer, in the form that torch takes by itself on a card only."""
     if config.fused and setting.device == "meta":
         return FusedAdamW(parameters)
     optimizer = make_adamw(parameters, config)

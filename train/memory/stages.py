@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from diffusion.schedule import make_schedule
 from nets.perceptual import VGG16Distance
 from nets.vae import AutoencoderKL
-from train import parallel
-from train.denoising import denoising_loss, draw_training_window, draw_validation_window
-from train.generate import generate
-from train.latents import scaled_latents
+from train.base import processes as parallel
+from train.base.randomness import generator
+from train.data.latents import scaled_latents
 from train.memory.components import built_on, ldm_models
-from train.memory.eager import without_compiler
 from train.memory.run import Run, Standing, stand
-from train.memory.setting import Setting
+from train.memory.scenario import Setting
 from train.memory.trace import Trace
-from train.pictures import PICTURE_BATCH
-from train.randomness import generator
-from train.vae_loss import Adversary, vae_losses
+from train.memory.without_compiler import without_compiler
+from train.runs.pictures import PICTURE_BATCH
+from train.stages.denoising import denoising_loss, draw_training_window, draw_validation_window
+from train.stages.generate import generate
+from train.stages.vae_loss import Adversary, vae_losses
 
 TRACED_SAMPLING_STEPS = 2
 

@@ -21,8 +21,8 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nets.checkpointing import Checkpointed
-from train.memory.card import Card
-from train.memory.shapes import SHAPES, Uncached
+from train.memory.cuda_rules import Card
+from train.memory.op_cache import SHAPES, Uncached
 
 
 @dataclass(slots=True)

@@ -1,0 +1,62 @@
+"""What a run leaves to be read: `metrics.jsonl`, TensorBoard where it is installed, `curves.png`."""
+
+import json
+from pathlib import Path
+
+from train.base import processes as parallel
+from train.base.files import replacing
+from train.runs.pictures import Curves, line_chart, save_picture
+
+try:
+    from torch.utils.tensorboard import SummaryWriter
+except ImportError:  # optional
+    SummaryWriter = None
+
+
+class RunLog:
+    """Metrics by optimizer step. Started at step N, it forgets what an earlier run logged after N.
+
+    Only the first process writes.
+    """
+
+    def __init__(self, folder: Path, start_step: int):
+        self.writes = parallel.rank() == 0
+        if not self.writes:
+            return
+        self.path = folder / "metrics.jsonl"
+        self.curves_path = folder / "curves.png"
+        self.lines = [line for line in _read_lines(self.path) if line["step"] <= start_step]
+        with replacing(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+        self.tensorboard = SummaryWriter(folder / "tensorboard", purge_step=start_step + 1) if SummaryWriter else None
+
+    def write(self, step: int, **values: float) -> None:
+        if not self.writes:
+            return
+        self.lines.append({"step": step, **values})
+        with open(self.path, "a") as file:
+            file.write(json.dumps(self.lines[-1]) + "\n")
+        if self.tensorboard:
+            for name, value in values.items():
+                self.tensorboard.add_scalar(name, value, step)
+
+    def draw_curves(self, title: str, *names: str) -> None:
+        """A picture of these metrics over the optimizer steps: the losses in one panel, PSNR, in dB, in its own."""
+        if not self.writes:
+            return
+        panels: tuple[Curves, Curves] = ({}, {})
+        for name in names:
+            panels[name.endswith("psnr")][name] = [(line["step"], line[name]) for line in self.lines if name in line]
+        save_picture(line_chart(f"{title}, by optimizer step", panels), self.curves_path)
+
+
+def _read_lines(path: Path) -> list[dict]:
+    if not path.is_file():
+        return []
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:  # the process was killed while it wrote this line
+            continue
+    return lines
