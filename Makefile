@@ -34,7 +34,7 @@ ifneq ($(words $(OUT)),1)
 $(error OUT is "$(OUT)", where Make can make nothing: give an OUT=folder without spaces)
 endif
 
-.PHONY: help setup data check memcheck train-vae train-ldm sample evaluate bench test lint clean
+.PHONY: help setup data check memcheck train-vae train-ldm sample evaluate bench test test-portable lint clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -87,6 +87,16 @@ bench: $(TOOLS)  ## speed of the UNet against that of diffusers, interleaved
 
 test: $(TOOLS)  ## run the tests
 	$(PYTHON) -m pytest -q $(ARGS)
+
+# torch takes ATEN_CPU_CAPABILITY's word for it: a processor without AVX-512 needs VECTORS="default avx2".
+# Threads that wait for each other sleep: on a busy machine they would spin away whole minutes.
+test-portable: VECTORS ?= default avx2 avx512
+test-portable: $(TOOLS)  ## run the tests as other processors would: 1 and 2 threads, three widths of vectors
+	@for threads in 1 2; do for vectors in $(VECTORS); do \
+		echo "$$threads thread(s), $$vectors"; \
+		OMP_NUM_THREADS=$$threads OMP_WAIT_POLICY=passive ATEN_CPU_CAPABILITY=$$vectors \
+			$(PYTHON) -m pytest -q $(ARGS) || exit 1; \
+	done; done
 
 lint: $(TOOLS)  ## run ruff
 	$(PYTHON) -m ruff check .

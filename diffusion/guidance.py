@@ -1,7 +1,6 @@
-"""Classifier-free guidance: it wraps a network into a denoiser, which samplers then call.
+"""Classifier-free guidance: wraps a network into a denoiser, which samplers call.
 
-A network maps (x (B, ...), t (B,), condition (B, ...)) to an output like x; a denoiser maps (x, level)
-to one.
+A network maps (x (B, ...), t (B,), condition (B, ...)) to an output shaped like x; a denoiser maps (x, level) to it.
 """
 
 from collections.abc import Callable
@@ -22,12 +21,11 @@ def guided(
     scale: float,
     interval: tuple[float, float] | None = None,
 ) -> Denoiser:
-    """unconditional + scale (conditional - unconditional) (Ho & Salimans 2022, eq. 6, with scale = 1 + w).
+    """A denoiser that returns u + scale (c - u), for the network's outputs u without and c with the condition.
 
-    conditional, unconditional: (B, ...) as the network takes them. Both halves go through the network in one
-    batch of 2B, the unconditional half first. With scale 1, and outside of `interval`, a pair (low, high) of
-    noise levels low < sigma/alpha <= high (Kynkäänniemi et al. 2024), only the conditional half is evaluated,
-    in a batch of B.
+    Ho & Salimans 2022, eq. 6, with scale = 1 + w. conditional, unconditional: conditions (B, ...) for the network,
+    evaluated in one batch of 2B, the unconditional half first. If scale is 1, and outside of the noise levels
+    low < sigma/alpha <= high of `interval` (Kynkäänniemi et al. 2024), only the conditional half is evaluated.
     """
     low, high = interval or (0.0, float("inf"))
     both = torch.cat([unconditional, conditional])  # (2B, ...)

@@ -1,8 +1,7 @@
-"""The training loss, its weighting over noise levels, and the random draws that it needs.
+"""The training loss, its weighting over noise levels, and the random numbers that it needs.
 
-Nothing here draws random numbers behind the caller's back: t, noise and dropped conditions come from a
-supplied generator, drawn once for a whole optimizer step and then sliced, so that cutting a batch into
-micro-batches changes no number.
+t, noise and dropped conditions are drawn from a given generator, once for a whole optimizer step, and then sliced, so
+that splitting a batch into micro-batches changes no number.
 """
 
 from collections.abc import Callable
@@ -20,7 +19,10 @@ Weighting = Literal["none", "min_snr"]
 
 @dataclass(frozen=True)
 class LossConfig:
-    """condition_dropout: the probability that a sample trains unconditionally, for guidance later."""
+    """Settings of the loss.
+
+    condition_dropout: probability that a sample trains without its condition, as guidance needs.
+    """
 
     weighting: Weighting = "none"
     min_snr_gamma: float = 5.0
@@ -36,11 +38,11 @@ class LossConfig:
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """The random numbers of B training samples; slice it as one slices the batch."""
+    """The random numbers of B training samples; slice it like the batch."""
 
     t: Tensor  # (B,) int64, uniform over the timesteps
     noise: Tensor  # (B, C, H, W) float32
-    dropped: Tensor  # (B,) bool, True: replace this sample's condition by the unconditional one
+    dropped: Tensor  # (B,) bool; True: this sample trains with the unconditional condition
 
     def __getitem__(self, rows: slice) -> "Draws":
         return Draws(self.t[rows], self.noise[rows], self.dropped[rows])
@@ -53,9 +55,9 @@ def draw(
     generator: torch.Generator,
     device: torch.device | str = "cpu",
 ) -> Draws:
-    """Draws for a batch of this shape (B, C, H, W), made where the generator is and then moved to `device`.
+    """Draws for a batch of this shape (B, C, H, W), made on the generator's device and then moved to `device`.
 
-    A CPU generator therefore gives every device the same numbers.
+    A CPU generator thus gives the same numbers on every device.
     """
     B, origin = shape[0], generator.device
     t = torch.randint(num_train_timesteps, (B,), generator=generator, device=origin)
@@ -67,17 +69,16 @@ def draw(
 def drop_condition(
     batch_size: int, probability: float, generator: torch.Generator, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Which samples train without their condition (Ho & Salimans 2022, algorithm 1): (B,) bool."""
+    """Mask (B,) of the samples that train without their condition (Ho & Salimans 2022, algorithm 1)."""
     return (torch.rand(batch_size, generator=generator, device=generator.device) < probability).to(device)
 
 
 def loss_weight(schedule: Schedule, t: Tensor, weighting: Weighting, gamma: float) -> Tensor:
     """The factor of the squared error of the network's output at timesteps t: (B,) float32.
 
-    "none" is 1. "min_snr" (Hang et al. 2023, section 3.4) weights the squared error *of x0* by min(SNR,
-    gamma), whatever the network predicts. An error e of x0 is an error sqrt(SNR) e of the noise and sqrt(SNR
-    + 1) e of the velocity, so the factor is divided by SNR and SNR + 1. At zero terminal SNR it is therefore
-    0: the last timestep learns only from its neighbours.
+    "none" is 1. "min_snr" (Hang et al. 2023, section 3.4) weights the squared error *of x0* by min(SNR, gamma), for
+    every prediction type. An error e of x0 is an error sqrt(SNR) e of the noise and sqrt(SNR + 1) e of the velocity, so
+    the factor is divided by SNR or SNR + 1. At zero terminal SNR it is 0: nothing is learned at the last timestep.
     """
     if weighting == "none":
         return torch.ones(t.shape, device=t.device)
@@ -97,9 +98,9 @@ def diffusion_loss(
 ) -> Tensor:
     """Weighted mean squared error of the network's output (DDPM, Ho et al. 2020, eq. 14), per sample.
 
-    network(x_t, t, condition) -> output shaped like x0. x0, noise: (B, C, H, W). t: (B,). Dropped conditions
-    are already replaced in `condition`. Returns (B,) float32: the mean over C, H, W; the caller takes the
-    mean over B, which may be spread over micro-batches.
+    network(x_t, t, condition) -> output shaped like x0. x0, noise: (B, C, H, W). t: (B,). Dropped conditions are
+    already replaced in `condition`. Returns (B,) float32, the means over C, H, W; the caller takes the mean over B,
+    possibly over several micro-batches.
     """
     alpha, sigma = schedule.coefficients(t, x0)
     x_t = schedule.add_noise(x0, noise, t)

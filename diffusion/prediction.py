@@ -1,6 +1,6 @@
-"""What a network's output means: noise, x0 or velocity, and every conversion between them, in this one place.
+"""The meanings of a network's output (noise, x0 or velocity) and the conversions between them.
 
-With x_t = alpha x_0 + sigma noise, alpha^2 + sigma^2 = 1 (Salimans & Ho 2022, section 4 and appendix D).
+x_t = alpha x_0 + sigma noise with alpha^2 + sigma^2 = 1 (Salimans & Ho 2022, section 4 and appendix D).
 alpha and sigma are floats, or tensors that broadcast with x (B, ...).
 """
 
@@ -12,7 +12,7 @@ from diffusion.schedule import Level, Prediction
 
 
 class Evaluation(NamedTuple):
-    """One call of the network: at `level`, its estimates of x0 and of the noise, each shaped like x."""
+    """The result of one network call at `level`: its estimates of x0 and of the noise, each shaped like x."""
 
     level: Level
     x0: Tensor
@@ -20,7 +20,7 @@ class Evaluation(NamedTuple):
 
 
 def target(prediction: Prediction, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """What the network should put out for x_t = alpha x_0 + sigma noise."""
+    """The output that the network should have for x_t = alpha x_0 + sigma noise."""
     if prediction == "noise":
         return noise
     if prediction == "x0":
@@ -31,7 +31,7 @@ def target(prediction: Prediction, x0: Tensor, noise: Tensor, alpha: Tensor, sig
 def to_x0_and_noise(
     prediction: Prediction, output: Tensor, x_t: Tensor, alpha: Tensor | float, sigma: Tensor | float
 ) -> tuple[Tensor, Tensor]:
-    """The estimates of x0 and of the noise that `output` means; together they give back x_t exactly.
+    """The estimates of x0 and of the noise that follow from `output`; alpha x0 + sigma noise is exactly x_t.
 
     A noise output needs alpha > 0 and an x0 output sigma > 0; a velocity needs neither.
     """

@@ -1,4 +1,4 @@
-"""The one sampling loop, and which update rules there are."""
+"""The sampling loop, and the table of samplers."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffusion import ddim, ddpm, dpm_solver, euler, heun
+from diffusion import samplers
 from diffusion.guidance import Denoiser
 from diffusion.prediction import Evaluation, to_x0_and_noise
 from diffusion.schedule import CLEAN, Level, Schedule, Spacing, require_choice, timesteps
@@ -19,8 +19,9 @@ SamplerName = Literal["ddpm", "ddim", "dpm", "heun", "euler"]
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """steps: updates; each is one network call, two with "heun" (but for its last). eta: only for "ddim".
+    """Settings of the sampler.
 
+    steps: number of updates, each with one network call; with "heun" two, except in the last. eta: only for "ddim".
     guidance: scale of classifier-free guidance; 1 is none. guidance_interval: (low, high) in sigma/alpha.
     """
 
@@ -54,17 +55,17 @@ class Sampler:
     step: Callable[[Tensor, Evaluation, Level, Evaluation | None, Tensor | None], Tensor]
     correct: Callable[[Tensor, Evaluation, Evaluation], Tensor] | None = None
     stochastic: bool = False
-    # What alpha = 0 is taken to be. Euler and DPM-Solver++ work in sigma/alpha and its logarithm, infinite
-    # there; 2^-12, diffusers' choice, keeps them finite and is too little for a network to tell from 0.
     terminal_alpha: float = 0.0
+    """Replaces an alpha of 0. Euler and DPM-Solver++ work in sigma/alpha and its logarithm, which are infinite there;
+    2^-12, the choice of diffusers, keeps them finite, and a network cannot tell it from 0."""
 
 
 SAMPLERS: dict[str, Callable[[SamplingConfig], Sampler]] = {
-    "ddpm": lambda config: Sampler(ddpm.step, stochastic=True),
-    "ddim": lambda config: Sampler(partial(ddim.step, eta=config.eta), stochastic=config.eta > 0),
-    "dpm": lambda config: Sampler(dpm_solver.step, terminal_alpha=2**-12),
-    "heun": lambda config: Sampler(euler.step, correct=heun.correct),
-    "euler": lambda config: Sampler(euler.step, terminal_alpha=2**-12),
+    "ddpm": lambda config: Sampler(samplers.ddpm, stochastic=True),
+    "ddim": lambda config: Sampler(partial(samplers.ddim, eta=config.eta), stochastic=config.eta > 0),
+    "dpm": lambda config: Sampler(samplers.dpm_solver, terminal_alpha=2**-12),
+    "heun": lambda config: Sampler(samplers.euler, correct=samplers.correct_by_heun),
+    "euler": lambda config: Sampler(samplers.euler, terminal_alpha=2**-12),
 }
 
 
@@ -76,7 +77,7 @@ def integrate(
     draw_noise: Callable[[], Tensor],
     wrap: Callable[[Iterable], Iterable] = iter,
 ) -> Tensor:
-    """Take x (B, ...) from levels[0] down to levels[-1]; `wrap` may show progress (tqdm)."""
+    """Take x (B, ...) from levels[0] to levels[-1]; `wrap` may show progress (tqdm)."""
     previous = None
     for level, to in wrap(list(pairwise(levels))):
         now = evaluate(x, level)
@@ -97,10 +98,10 @@ def sample(
     draw_noise: Callable[[], Tensor],
     wrap: Callable[[Iterable], Iterable] = iter,
 ) -> Tensor:
-    """From standard normal x (B, ...) to x0 (B, ...), unclipped, in x's precision whatever the network's.
+    """From standard normal x (B, ...) to x0 (B, ...), not clipped, computed in the precision of x.
 
-    draw_noise() -> standard normal, shaped like x; only stochastic samplers call it, once a step but for the
-    last. Let each image draw from a generator of its own, and it is the same image whatever the batch.
+    draw_noise() -> standard normal, shaped like x; only stochastic samplers call it, in each step but the last. If each
+    image has its own generator, it does not depend on the batch.
     """
     sampler = SAMPLERS[config.sampler](config)
 

@@ -1,8 +1,7 @@
-"""The noise schedule: an immutable table over the T training timesteps, in float64.
+"""The noise schedule: immutable float64 tables over the T training timesteps.
 
-Variance preserving: x_t = alpha_t x_0 + sigma_t noise, alpha_t^2 + sigma_t^2 = 1. Timestep t runs from 0
-(least noise) to T-1. Here `alpha` is the factor of x_0 (Salimans & Ho 2022); the alpha-bar of DDPM is its
-square.
+It is variance preserving: x_t = alpha_t x_0 + sigma_t noise with alpha_t^2 + sigma_t^2 = 1. Timestep t runs from 0
+(least noise) to T-1. `alpha` is the factor of x_0 (Salimans & Ho 2022); the alpha-bar of DDPM is its square.
 """
 
 import math
@@ -19,18 +18,19 @@ Spacing = Literal["leading", "trailing", "linspace"]
 
 
 def require_choice(name: str, value: str, literal: object) -> None:
-    """Raise ValueError unless `value` is one of a Literal's."""
+    """Raise ValueError unless `value` is one of the values of a Literal."""
     if value not in get_args(literal):
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(get_args(literal))}")
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """`kind` is named as in diffusers: `scaled_linear` is what the code of LDM calls "linear".
+    """Settings of the schedule.
 
+    kind: named as in diffusers; LDM's code calls `scaled_linear` "linear".
     beta_start, beta_end: betas of the first and the last timestep; "cosine" does not use them.
     zero_terminal_snr: make the last timestep pure noise (Lin et al. 2023).
-    prediction: what the network's output means; it lives here because not every schedule allows every one.
+    prediction: the meaning of the network's output; it is kept here because zero_terminal_snr excludes "noise".
     """
 
     kind: ScheduleKind = "scaled_linear"
@@ -94,8 +94,7 @@ class Schedule:
     def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and sigma at timesteps t (B,), shaped (B, 1, ...) to broadcast with `like` (B, ...).
 
-        They are float32 even where `like` is half precision: in fp16 an alpha-bar of 0.9999 is 1, and its
-        sigma 0.
+        They are float32 also if `like` is half precision: in fp16 an alpha-bar of 0.9999 is 1, and its sigma 0.
         """
         dtype = torch.promote_types(like.dtype, torch.float32)
         shape = (-1,) + (1,) * (like.ndim - 1)
@@ -136,7 +135,7 @@ def _betas(config: ScheduleConfig) -> Tensor:
         return torch.linspace(start, end, T, dtype=torch.float64)
     if config.kind == "scaled_linear":  # Rombach et al. 2022
         return torch.linspace(start**0.5, end**0.5, T, dtype=torch.float64) ** 2
-    # Nichol & Dhariwal 2021, eq. 17; betas are held below 0.999 so that the last one is not singular.
+    # Nichol & Dhariwal 2021, eq. 17; betas are at most 0.999, since the last one would be 1.
     u = torch.arange(T + 1, dtype=torch.float64) / T
     f = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
     return (1 - f[1:] / f[:-1]).clamp(max=0.999)
@@ -145,18 +144,18 @@ def _betas(config: ScheduleConfig) -> Tensor:
 def timesteps(num_train_timesteps: int, steps: int, spacing: Spacing) -> list[int]:
     """The `steps` decreasing timesteps at which a sampler calls the network (Lin et al. 2023, table 2).
 
-    Of 1000, 10 steps: trailing 999, 899 ... 99; linspace 999, 888 ... 0; leading 900, 800 ... 0. Only the
-    first two start from the noisiest level. After the last one every sampler steps to clean data.
+    For 10 steps of 1000: trailing 999, 899 ... 99; linspace 999, 888 ... 0; leading 900, 800 ... 0. Only the first two
+    start from the noisiest level. After the last timestep every sampler steps to clean data.
 
-    This is the convention of diffusers' DDPM and DDIM (with steps_offset=0). Its DPM-Solver divides "leading"
-    and "linspace" into steps + 1 and leaves out timestep 0; its Euler and Heun do not round "linspace".
+    This is the convention of diffusers' DDPM and DDIM (with steps_offset=0). Its DPM-Solver divides "leading" and
+    "linspace" into steps + 1 and omits timestep 0; its Euler and Heun do not round "linspace".
     """
     require_choice("spacing", spacing, Spacing)
     T = num_train_timesteps
     if not 1 <= steps <= T:
         raise ValueError(f"steps is {steps}; it must be from 1 to the {T} training timesteps")
     if spacing == "trailing":
-        # [:steps]: with a rounded T / steps, arange may run one too far, to timestep -1 (in diffusers too).
+        # [:steps]: rounding of T / steps may give arange one timestep too many, -1 (in diffusers too).
         ts = np.arange(T, 0, -T / steps)[:steps].round() - 1
     elif spacing == "linspace":
         ts = np.linspace(0, T - 1, steps).round()[::-1]

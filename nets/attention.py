@@ -1,4 +1,4 @@
-"""The attention parts: multi-head attention, feed-forward, and the transformer over a grid.
+"""Multi-head attention, feed-forward layer, and the transformer over a grid.
 
 Shapes: B batch, C channels, H W grid, N = H*W grid positions, L context tokens, D width of the context,
 h heads.
@@ -27,10 +27,10 @@ class Attention(nn.Module):
         return self.to_out[0](out.transpose(1, 2).flatten(2))  # B N C
 
     def attend_to_one_token(self, context: Tensor) -> Tensor:
-        """What `forward` gives for any queries when the context is a single token (B, 1, D): (B, 1, C).
+        """The result (B, 1, C) of `forward` for any queries if the context is a single token (B, 1, D).
 
-        A softmax over one key is 1, so queries and keys cannot matter: `to_q` and `to_k` would get a
-        gradient of exactly zero.
+        A softmax over one key is 1, so the result does not depend on queries and keys, and the gradients of `to_q` and
+        `to_k` would be exactly zero.
         """
         return self.to_out[0](self.to_v(context))
 
@@ -39,7 +39,7 @@ class Attention(nn.Module):
 
 
 class GridSelfAttention(Attention, Checkpointed):
-    """The VAE's attention: one head, over the positions of a grid (B, C, H, W), with its own norm."""
+    """The VAE's attention: normalisation, then one head over the positions of a grid (B, C, H, W)."""
 
     def __init__(self, channels: int, groups: int, eps: float):
         super().__init__(channels, channels, num_heads=1, qkv_bias=True)
@@ -52,7 +52,7 @@ class GridSelfAttention(Attention, Checkpointed):
 
 
 class GEGLU(nn.Module):
-    """A linear layer gated by another through GELU (Shazeer 2020, eq. 6): (B, N, c_in) to (B, N, c_out)."""
+    """A linear layer gated by the GELU of another (Shazeer 2020, eq. 6): (B, N, c_in) to (B, N, c_out)."""
 
     def __init__(self, c_in: int, c_out: int):
         super().__init__()
@@ -64,7 +64,10 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU to four times the width and back. (`diffusers` counts its dropout, so the way back is `net.2`.)"""
+    """GEGLU to four times the width, then a linear layer back.
+
+    The identity stands for the dropout of `diffusers`, so that the second layer is named `net.2` as there.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -76,7 +79,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention, feed-forward; each normalised before and added to its input."""
+    """Self-attention, cross-attention and feed-forward layer, each after a LayerNorm and with a residual connection."""
 
     def __init__(self, channels: int, num_heads: int, context_dim: int):
         super().__init__()
@@ -97,16 +100,15 @@ class TransformerBlock(nn.Module):
         return x + self.ff(self.norm3(x))
 
     def parameters_without_effect_on_one_token(self) -> list[nn.Parameter]:
-        """What `forward` leaves out, and no gradient reaches, when the context is one token."""
+        """The parameters that `forward` does not use, and no gradient reaches, if the context is one token."""
         return [*self.norm2.parameters(), *self.attn2.to_q.parameters(), *self.attn2.to_k.parameters()]
 
 
 class SpatialTransformer(Checkpointed):
     """A transformer block over the positions of a grid (B, C, H, W), conditioned on (B, L, D).
 
-    Rombach et al. 2022, appendix E.2.1. `linear_projection` says whether the layers into and out of the
-    block are linear (Stable Diffusion 2) or 1x1 convolutions (Stable Diffusion 1): the same function, with
-    weights of another shape.
+    Rombach et al. 2022, appendix E.2.1. `linear_projection`: whether the layers into and out of the block are linear
+    (Stable Diffusion 2) or 1x1 convolutions (Stable Diffusion 1), the same function with weights of another shape.
     """
 
     def __init__(self, channels: int, num_heads: int, context_dim: int, groups: int, linear_projection: bool):

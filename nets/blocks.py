@@ -1,7 +1,7 @@
-"""What the UNet and the VAE are stacked from: a few resnet blocks at one resolution, then a change of it.
+"""The blocks of the UNet and the VAE: resnet blocks at one resolution, then a change of resolution.
 
 Shapes: B batch, C channels, H W grid, E width of the time embedding, L context tokens, D their width.
-Lists of modules are named as in `diffusers`, so that weights go both ways.
+Module lists are named as in `diffusers`, so that weights can be exchanged in both directions.
 """
 
 from itertools import zip_longest
@@ -14,11 +14,11 @@ from nets.resnet import Downsample, EncoderDownsample, ResnetBlock, Upsample
 
 UNET_EPS = 1e-5
 VAE_EPS = 1e-6
-LARGEST = 2**16  # width or count: more is a slip of the finger, and sizes must not overflow
+LARGEST = 2**16  # of a width or a count: more is a typing error, and tensor sizes must not overflow
 
 
 class DownBlock(nn.Module):
-    """One level of the UNet's way down; `num_heads` is None where it has no cross-attention."""
+    """One level of the UNet's down path; `num_heads` is None for a level without cross-attention."""
 
     def __init__(
         self, c_in: int, c_out: int, *, layers: int, embedding_dim: int, groups: int, num_heads: int | None,
@@ -35,7 +35,7 @@ class DownBlock(nn.Module):
         self.downsamplers = nn.ModuleList([Downsample(c_out)] if downsample else [])
 
     def forward(self, x: Tensor, embedding: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(B, c_in, H, W) to (B, c_out, H/2, W/2), and every output on the way, for the way up."""
+        """(B, c_in, H, W) to (B, c_out, H/2, W/2), and the skips: the output of each layer, for the up path."""
         skips = []
         for resnet, attention in zip_longest(self.resnets, self.attentions):
             x = resnet(x, embedding)  # B c_out H W
@@ -49,7 +49,7 @@ class DownBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """The UNet's lowest level: resnet, transformer, resnet."""
+    """The UNet's middle block: resnet, transformer, resnet."""
 
     def __init__(
         self, channels: int, *, embedding_dim: int, groups: int, num_heads: int, context_dim: int,
@@ -70,7 +70,7 @@ class MidBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """One level of the UNet's way up: each resnet also reads, and removes, the last of the skips."""
+    """One level of the UNet's up path; each resnet also takes the last skip, and removes it from the list."""
 
     def __init__(
         self, c_in: int, c_out: int, skip_channels: list[int], *, embedding_dim: int, groups: int,
@@ -88,13 +88,13 @@ class UpBlock(nn.Module):
         self.upsamplers = nn.ModuleList([Upsample(c_out)] if upsample else [])
 
     def forward(self, x: Tensor, skips: list[Tensor], embedding: Tensor, context: Tensor) -> Tensor:
-        """(B, c_in, H, W) to (B, c_out, H', W'), H' W' being the grid of the skips that are left."""
+        """(B, c_in, H, W) to (B, c_out, H', W'), where H' W' is the grid of the skips that remain."""
         for resnet, attention in zip_longest(self.resnets, self.attentions):
             x = resnet(torch.cat([x, skips.pop()], dim=1), embedding)  # B c_out H W
             if attention is not None:
                 x = attention(x, context)
         for upsample in self.upsamplers:
-            x = upsample(x, size=skips[-1].shape[-2:])  # B c_out 2H 2W, or one less where a grid was odd
+            x = upsample(x, size=skips[-1].shape[-2:])  # B c_out 2H 2W, or one less for an odd grid
         return x
 
 
@@ -115,7 +115,7 @@ class EncoderBlock(nn.Module):
 
 
 class VAEMidBlock(nn.Module):
-    """The lowest level of encoder and decoder: resnet, self-attention, resnet."""
+    """The middle block of encoder and decoder: resnet, self-attention, resnet."""
 
     def __init__(self, channels: int, *, groups: int):
         super().__init__()

@@ -1,7 +1,7 @@
-"""Gradient checkpointing: keep a layer's input, compute its inside again in the backward pass.
+"""Gradient checkpointing: keep a layer's input only, and recompute its activations in the backward pass.
 
-Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost". It costs about one more forward
-pass and gives back most of the memory that activations take; the gradients are the same.
+Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost". It costs about one more forward pass and saves most
+of the memory of the activations; the gradients are the same.
 """
 
 import torch
@@ -21,7 +21,7 @@ class Checkpointed(nn.Module):
 
 
 def set_checkpointing(model: nn.Module, enabled: bool) -> None:
-    """Switch checkpointing of every `Checkpointed` layer of `model` on or off."""
+    """Switch checkpointing on or off in every `Checkpointed` layer of `model`."""
     for module in model.modules():
         if isinstance(module, Checkpointed):
             module.checkpointing = enabled

@@ -1,4 +1,4 @@
-"""The condition: a user's index becomes the context that the UNet attends to.
+"""The condition: turns a user's index into the context tokens that the UNet attends to.
 
 Shapes: B batch, L = tokens_per_user, D width of a token.
 """
@@ -16,7 +16,7 @@ class UserEncoderConfig:
     dim: int
     """Width of a token: the UNet's `cross_attention_dim`."""
     num_users: int | None = None
-    """None: as many as the data folder has; written by training."""
+    """None: the number of users in the data folder; written by training."""
     tokens_per_user: int = 1
     dropout: float = 0.1
 
@@ -29,11 +29,10 @@ class UserEncoderConfig:
 
 
 class UserConditionEncoder(nn.Module):
-    """A table of learned tokens, and a learned row that stands for "any user".
+    """A table of learned tokens for each user, and one learned row for "any user".
 
-    Two kinds of chance are kept apart. `dropout` blanks single components while training, so that no
-    component carries a user alone. Leaving the whole condition out, which classifier-free guidance needs
-    (Ho and Salimans 2022), is the caller's choice for each sample: `unconditional`.
+    `dropout` zeroes single components in training, so that no component alone identifies a user. Dropping the whole
+    condition, which classifier-free guidance needs (Ho and Salimans 2022), is up to the caller: `unconditional`.
     """
 
     def __init__(self, config: UserEncoderConfig):
@@ -49,9 +48,9 @@ class UserConditionEncoder(nn.Module):
     def forward(
         self, user_index: Tensor, unconditional: Tensor | None = None, keep: Tensor | None = None
     ) -> Tensor:
-        """Tokens (B, L, D) of users (B,); of "any user" wherever the mask `unconditional` (B,) is True.
+        """Tokens (B, L, D) of users (B,), or of "any user" where the mask `unconditional` (B,) is True.
 
-        `keep` (B, L*D) says which components dropout leaves; without it, dropout draws them by itself.
+        `keep` (B, L*D) is the mask of the components that dropout keeps; None: dropout draws it.
         """
         rows = self.embedding(user_index)  # B L*D
         if unconditional is not None:
@@ -60,6 +59,6 @@ class UserConditionEncoder(nn.Module):
         return rows.unflatten(-1, (self.config.tokens_per_user, self.config.dim))  # B L D
 
     def draw_keep(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        """Which components (B, L*D) dropout leaves, drawn so that a batch can be cut without changing them."""
+        """The dropout mask (B, L*D) of a whole batch, drawn at once so that micro-batches do not change it."""
         width = self.embedding.embedding_dim
         return torch.rand(batch_size, width, generator=generator) >= self.config.dropout

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 
 class PatchDiscriminator(nn.Module):
-    """Images (B, I, H, W) to a map (B, 1, H', W') of logits, one for each 70x70 patch with three layers.
+    """Images (B, I, H, W) to a map (B, 1, H', W') of logits, one for each patch (70x70 pixels if `layers` is 3).
 
-    The paper normalises over the batch. Here each image is normalised by itself (one group: layer
-    normalisation), so that a gradient gathered over micro-batches is the gradient of the whole batch.
+    The paper uses batch normalisation. Here each image is normalised by itself (GroupNorm with one group), so that the
+    gradient accumulated over micro-batches is that of the whole batch.
     """
 
     def __init__(self, image_channels: int, channels: int = 64, layers: int = 3):

@@ -1,4 +1,4 @@
-"""Timestep embedding: a number becomes a vector that every resnet block can read.
+"""Timestep embedding: turns a timestep into a vector for the resnet blocks.
 
 Shapes: B batch, D width.
 """
@@ -23,7 +23,7 @@ def sinusoidal_embedding(timestep: Tensor, dim: int) -> Tensor:
 
 
 class TimestepEmbedding(nn.Module):
-    """The two-layer perceptron between the sinusoids and the resnet blocks: (B, dim_in) to (B, dim_out)."""
+    """The two-layer perceptron from the sinusoids to the embedding: (B, dim_in) to (B, dim_out)."""
 
     def __init__(self, dim_in: int, dim_out: int):
         super().__init__()

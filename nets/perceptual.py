@@ -1,4 +1,4 @@
-"""A distance between images as a classifier sees them: VGG16 features, compared direction by direction.
+"""A perceptual distance between images: the squared difference of normalised VGG16 features.
 
 Zhang et al. 2018 (LPIPS), eq. 1, with all channel weights 1 (what they call the unweighted VGG distance).
 Shapes: B batch, I image channels, C channels, H W grid.
@@ -7,7 +7,7 @@ Shapes: B batch, I image channels, C channels, H W grid.
 import torch
 from torch import Tensor, nn
 
-# VGG16's convolutions (Simonyan and Zisserman 2015, table 1, D), "M" a max-pooling that ends a stage.
+# VGG16's convolutions (Simonyan and Zisserman 2015, table 1, D); "M" is the max-pooling at the end of a stage.
 LAYERS = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the images that VGG16 was trained on
 
@@ -34,7 +34,7 @@ class VGG16Distance(nn.Module):
         self.requires_grad_(False)
 
     def stages(self, x: Tensor) -> list[Tensor]:
-        """The features at the end of each of the five stages, each position's vector at unit length."""
+        """The features at the end of each of the five stages, normalised to unit length at each position."""
         x = ((x + 1) / 2 - self.mean) / self.std  # B 3 H W
         outputs = []
         for module in self.features:
@@ -42,7 +42,7 @@ class VGG16Distance(nn.Module):
                 outputs.append(x)
             x = module(x)  # B C H W, then H/2 W/2
         outputs.append(x)
-        outputs = [x.float() for x in outputs]  # in fp16 squares overflow, and 1e-10 is 0
+        outputs = [x.float() for x in outputs]  # in fp16 the squares overflow, and 1e-10 is 0
         return [x / (x.square().sum(dim=1, keepdim=True) + 1e-10).sqrt() for x in outputs]
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The convolutional parts: residual block, halving and doubling of the grid.
+"""The residual block, and the layers that halve and double the grid.
 
 Shapes: B batch, C channels, H W grid, E width of the time embedding.
 """
@@ -10,10 +10,10 @@ from nets.checkpointing import Checkpointed
 
 
 class ResnetBlock(Checkpointed):
-    """norm, silu, conv, twice, around which the input is carried (He et al. 2016; Ho et al. 2020).
+    """Twice norm, SiLU and convolution, with a residual connection (He et al. 2016; Ho et al. 2020).
 
-    The time embedding, where there is one, is added between the two convolutions. (B, C_in, H, W) to
-    (B, C_out, H, W); a 1x1 convolution carries the input where C_in and C_out differ.
+    (B, C_in, H, W) to (B, C_out, H, W). The time embedding, if any, is added between the two convolutions. The
+    residual connection is a 1x1 convolution if C_in and C_out differ.
     """
 
     def __init__(self, c_in: int, c_out: int, groups: int, eps: float, embedding_dim: int | None = None):
@@ -34,7 +34,7 @@ class ResnetBlock(Checkpointed):
 
 
 class Downsample(nn.Module):
-    """A convolution of stride 2: (B, C, H, W) to (B, C, ceil(H/2), ceil(W/2)), as the UNet pads it."""
+    """The UNet's convolution of stride 2, padded on all sides: (B, C, H, W) to (B, C, ceil(H/2), ceil(W/2))."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -45,7 +45,7 @@ class Downsample(nn.Module):
 
 
 class EncoderDownsample(nn.Module):
-    """The same as the VAE pads it, at the right and the bottom only: to (B, C, H//2, W//2)."""
+    """The VAE's convolution of stride 2, padded at the right and the bottom only: to (B, C, H//2, W//2)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -56,7 +56,7 @@ class EncoderDownsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour enlargement to `size` (twice the grid by default), then a convolution."""
+    """Nearest-neighbour upsampling to `size` (twice the grid by default), then a convolution."""
 
     def __init__(self, channels: int):
         super().__init__()

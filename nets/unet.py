@@ -1,4 +1,4 @@
-"""The denoiser: a UNet whose transformers read a context (Rombach et al. 2022, section 3.3).
+"""The UNet, with transformers that attend to a context (Rombach et al. 2022, section 3.3).
 
 Weights are named as those of `diffusers`' UNet2DConditionModel and load with `strict=True` in both directions.
 Shapes: B batch, C channels (C0 of the first level), H W latent grid, L context tokens, D their width.
@@ -20,19 +20,19 @@ class UNetConfig:
     channels: tuple[int, ...]
     """Width of each level, highest resolution first; each further level halves the grid."""
     cross_attention: tuple[bool, ...]
-    """For each level, whether its resnets are followed by transformers."""
+    """For each level, whether transformers follow its resnets."""
     cross_attention_dim: int
     """Width of a context token."""
     num_heads: int | tuple[int, ...] = 8
-    """Attention heads, one number or one for each level (what `diffusers` calls `attention_head_dim` here)."""
+    """Attention heads, one number or one for each level; `diffusers` calls it `attention_head_dim`."""
     layers_per_block: int = 2
     linear_projection: bool = True
     norm_groups: int = 32
     latent_channels: int = 4
     condition_in_time_embedding: bool = False
-    """Whether the mean of the context tokens is also projected and added to the time embedding."""
+    """Whether a projection of the mean context token is added to the time embedding."""
     sample_size: int | None = None
-    """Side of the latent grid that it was trained for; written by training."""
+    """Side of the latent grid in training; written by training."""
 
     def __post_init__(self):
         if len(self.cross_attention) != len(self.channels):
@@ -111,8 +111,8 @@ class UNet2DConditionModel(nn.Module):
     def forward(self, sample: Tensor, timestep: Tensor | float, encoder_hidden_states: Tensor) -> Tensor:
         """The prediction (B, 4, H, W) for noisy latents `sample` (B, 4, H, W).
 
-        `timestep` is a number or (B,); `encoder_hidden_states`, the context, is (B, L, D). H and W need not
-        be equal, nor divisible: an odd grid is halved upwards and enlarged to its skip's size.
+        `timestep` is a number or (B,); `encoder_hidden_states`, the context, is (B, L, D). H and W may differ and be
+        odd: half of an odd grid is rounded up, and upsampling returns to the size of the skip.
         """
         timestep = torch.as_tensor(timestep, device=sample.device).expand(len(sample))  # B
         context = encoder_hidden_states  # B L D
@@ -132,6 +132,6 @@ class UNet2DConditionModel(nn.Module):
         return self.conv_out(F.silu(self.conv_norm_out(x)))  # B 4 H W
 
     def parameters_without_effect_on_one_token(self) -> list[nn.Parameter]:
-        """The parameters that no gradient reaches while the context is a single token."""
+        """The parameters that no gradient reaches if the context is a single token."""
         blocks = [m for m in self.modules() if isinstance(m, TransformerBlock)]
         return [p for block in blocks for p in block.parameters_without_effect_on_one_token()]

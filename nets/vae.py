@@ -27,7 +27,7 @@ class VAEConfig:
     scaling_factor: float | None = None
     """1 / standard deviation of the latents of the training images; None until training has measured it."""
     sample_size: int | None = None
-    """Side of the images that it was trained on, in pixels; written by training."""
+    """Side of the training images in pixels; written by training."""
 
     def __post_init__(self):
         positive = (*self.channels, self.layers_per_block, self.latent_channels, self.norm_groups)
@@ -46,14 +46,14 @@ class VAEConfig:
 
     @property
     def downscale(self) -> int:
-        """Pixels of the image for each position of the latent grid, along one side."""
+        """Image pixels per position of the latent grid, along one side."""
         return 2 ** (len(self.channels) - 1)
 
 
 class DiagonalGaussian:
-    """The encoder's answer: a normal distribution with independent components, `mean` and `logvar` (B, Z, h, w).
+    """The encoder's output: a normal distribution with independent components, `mean` and `logvar` (B, Z, h, w).
 
-    In float32, also under autocast.
+    They are float32, also under autocast.
     """
 
     def __init__(self, moments: Tensor):
@@ -125,7 +125,7 @@ class Decoder(nn.Module):
 
 
 class AutoencoderKL(nn.Module):
-    """Latents here are the encoder's own; the diffusion model sees them times `config.scaling_factor`."""
+    """Its latents are not scaled; the diffusion model is given latents times `config.scaling_factor`."""
 
     def __init__(self, config: VAEConfig):
         super().__init__()
@@ -141,5 +141,5 @@ class AutoencoderKL(nn.Module):
         return DiagonalGaussian(self.quant_conv(self.encoder(x)))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latents (B, Z, h, w) to images (B, I, f*h, f*w), in [-1, 1] up to the decoder's error."""
+        """Latents (B, Z, h, w) to images (B, I, f*h, f*w), roughly in [-1, 1]."""
         return self.decoder(self.post_quant_conv(z))

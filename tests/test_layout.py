@@ -1,4 +1,4 @@
-"""What may import what: the laws of DESIGN.md's layout, read off the source."""
+"""What may import what, read off the source: packages, the rooms of train/ in their order, then its commands."""
 
 import ast
 import sys
@@ -11,6 +11,8 @@ OWN = {"nets", "diffusion", "train", "tests"}
 RUNTIME = {"torch", "numpy", "PIL", "yaml", "tqdm"}
 OPTIONAL = {"safetensors", "torch.utils.tensorboard", "diffusers"}
 COMPARES = {("train/bench.py", "diffusers")}  # the one file whose job is the comparison
+ROOMS = ("base", "config", "data", "runs", "engine", "stages", "memory")
+"""The folders of train/: each imports itself and those before it."""
 
 
 def sources(package: str) -> list[Path]:
@@ -20,14 +22,14 @@ def sources(package: str) -> list[Path]:
 
 
 def imports(tree: ast.AST) -> set[str]:
-    """The dotted names of the modules that a piece of source imports."""
+    """The dotted names that a piece of source imports: of `from a import b` both a and a.b, which may be a module."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: a relative import"
-            names.add(node.module)
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return names
 
 
@@ -35,6 +37,26 @@ def imported(path: Path) -> set[str]:
     """The same of a file: our own packages and what is not in the standard library."""
     names = imports(ast.parse(path.read_text(encoding="utf-8")))
     return {name for name in names if name.split(".")[0] not in sys.stdlib_module_names}
+
+
+def room_of(name: str) -> str | None:
+    """The room of a module `train.ROOM.X`, "" for a command `train.X`; None for what is not of train."""
+    package, *rest = name.split(".")
+    if package != "train" or not rest:
+        return None
+    return rest[0] if rest[0] in ROOMS else ""
+
+
+def commands() -> set[str]:
+    return {f"train.{path.stem}" for path in (ROOT / "train").glob("*.py") if path.stem != "__init__"}
+
+
+def breaches(room: str, names: set[str]) -> set[str]:
+    """Those of the names that a file of this room must not import; of "", the commands' files."""
+    if room == "":
+        return {name for name in names if room_of(name) == ""}
+    allowed = {None, *ROOMS[: ROOMS.index(room) + 1]}
+    return {name for name in names if room_of(name) not in allowed}
 
 
 @pytest.mark.parametrize(
@@ -51,7 +73,38 @@ def test_a_package_imports_only_what_its_layer_may(package, allowed):
     assert not wrong - COMPARES
 
 
-def test_optional_packages_are_only_imported_where_their_absence_is_handled():
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_itself_and_earlier_rooms_only(room):
+    found = {str(path.relative_to(ROOT)): breaches(room, imported(path)) for path in sources(f"train/{room}")}
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+def test_no_command_is_imported_by_another():
+    found = {name: breaches("", imported(ROOT / f"{name.replace('.', '/')}.py")) for name in commands()}
+    assert {name: others for name, others in found.items() if others} == {}
+
+
+def test_only_commands_import_the_memory_account():
+    users = {path for path in sources("train") if any(room_of(name) == "memory" for name in imported(path))}
+    outside = users - set(sources("train/memory"))
+    assert outside
+    assert {path.parent for path in outside} == {ROOT / "train"}
+
+
+def test_train_consists_of_its_rooms_and_of_commands():
+    """No source hides in a folder that has no place in the order, and each file beside the rooms can be run."""
+    folders = {path.parent.relative_to(ROOT / "train").as_posix() for path in sources("train")}
+    assert folders == {".", *ROOMS}
+    for path in (ROOT / f"{name.replace('.', '/')}.py" for name in commands()):
+        assert path.read_text(encoding="utf-8").endswith('\nif __name__ == "__main__":\n    cli.run(main)\n'), path
+
+
+@pytest.mark.parametrize("package", ["nets", "diffusion", "train", *(f"train/{room}" for room in ROOMS)])
+def test_a_package_or_room_has_an_init_that_imports_nothing(package):
+    assert imports(ast.parse((ROOT / package / "__init__.py").read_text(encoding="utf-8"))) == set()
+
+
+def test_imports_of_optional_packages_handle_their_absence():
     for package in ("nets", "diffusion", "train"):
         for path in sources(package):
             tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -66,13 +119,28 @@ def test_optional_packages_are_only_imported_where_their_absence_is_handled():
             assert needed <= guarded, path
 
 
-def test_every_file_of_the_packages_is_one_that_the_import_law_has_seen():
+def test_every_folder_with_source_is_checked_for_its_imports():
     """No source hides in a folder that the laws above do not look at."""
     at_top = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")}
     with_source = {name for name in at_top if any((ROOT / name).glob("*.py"))}
     assert with_source <= OWN
 
 
-def test_reading_the_source_tells_an_import_wherever_it_stands():
+def test_reading_the_source_finds_an_import_anywhere_in_it():
     tree = ast.parse("import a.b\ndef f():\n    from c.d import e\ntry:\n    import g\nfinally:\n    g = 0\n")
-    assert imports(tree) == {"a.b", "c.d", "g"}
+    assert imports(tree) == {"a.b", "c.d", "c.d.e", "g"}
+
+
+@pytest.mark.parametrize(
+    ("room", "source", "wrong"),
+    [
+        ("data", "def f():\n    import train.engine.step", {"train.engine.step"}),
+        ("data", "from train import memory, base", {"train.memory"}),
+        ("memory", "from train import vae\nimport train.stages.vae", {"train.vae"}),
+        ("engine", "import train.memory", {"train.memory"}),
+        ("engine", "import torch, nets.vae, train.base.files, train.engine.step", set()),
+        ("", "from train import sample\nfrom train.memory import fit", {"train.sample"}),
+    ],
+)  # fmt: skip
+def test_a_breach_of_the_order_of_rooms_is_seen(room, source, wrong):
+    assert breaches(room, imports(ast.parse(source))) == wrong

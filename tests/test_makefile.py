@@ -1,13 +1,14 @@
 """What Make would run, by `make -n`: it passes on what its user gave, and nothing else."""
 
 import os
+import re
 import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from train.data.dataset import BUILT_IN
+from train.config.sections import BUILT_IN
 
 ROOT = Path(__file__).parent.parent
 SIMULATE = f"python3 -m train.simulate --output_dir {BUILT_IN}"
@@ -47,11 +48,11 @@ def test_the_built_in_data_set_is_made_where_it_is_meant(given):
 
 
 @pytest.mark.parametrize("given", ["DATA=/my/images", "CONFIG=mine.yaml", "DATA=simulated"])
-def test_the_built_in_data_set_is_not_made_where_another_is_meant(given):
+def test_the_built_in_data_set_is_not_made_if_another_is_meant(given):
     assert SIMULATE not in make("-n", "train-vae", given)
 
 
-def test_a_path_with_spaces_and_a_pattern_with_quotes_reach_the_command_as_they_are():
+def test_paths_with_spaces_and_quoted_patterns_are_not_changed():
     Path("my own.yaml").touch()
     given = ["DATA=/my own/images", "RECORDING=it's", "CONFIG=my own.yaml", "OUT=o"]
     assert flags("vae", "train-vae", *given) == [
@@ -71,7 +72,7 @@ def test_an_out_with_spaces_is_refused_in_a_sentence():
     assert 'OUT is "my runs", where Make can make nothing: give an OUT=folder without spaces' in said
 
 
-def test_a_vae_that_was_begun_goes_on_with_its_own_config_and_without_the_args_of_the_ldm():
+def test_a_begun_vae_keeps_its_config_and_gets_no_ldm_arguments():
     begun = Path("o/vae/config.yaml")
     begun.parent.mkdir(parents=True)
     begun.touch()
@@ -85,3 +86,19 @@ def test_a_vae_that_was_begun_goes_on_with_its_own_config_and_without_the_args_o
 def test_check_looks_at_the_disk_that_the_run_will_fill():
     found = flags("check", "check", "OUT=o")
     assert found[found.index("--output_dir") + 1] == "o/ldm"
+
+
+@pytest.mark.parametrize(("succeeds", "runs"), [(True, 4), (False, 1)])
+def test_the_portable_tests_run_on_each_until_one_fails(succeeds, runs):
+    Path("python").write_text(f'#!/bin/sh\necho "$OMP_NUM_THREADS $ATEN_CPU_CAPABILITY $*"\nexit {int(not succeeds)}\n')
+    Path("python").chmod(0o755)
+    given = ["PYTHON=./python", "VECTORS=default avx2", "ARGS=-k x"]
+    said = make("-s", "test-portable", *given, status=0 if succeeds else 2).splitlines()
+    wanted = [f"{threads} {vectors} -m pytest -q -k x" for threads in (1, 2) for vectors in ("default", "avx2")]
+    assert [line for line in said if "pytest" in line] == wanted[:runs]
+
+
+def test_help_lists_every_target_that_can_be_asked_for():
+    Path("Makefile").symlink_to(ROOT / "Makefile")
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+    assert {line.split()[0] for line in make("help").splitlines() if line.strip()} >= set(phony)

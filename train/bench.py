@@ -1,69 +1,73 @@
 """Speed of the UNet against the same UNet of `diffusers`, interleaved: `python -m train.bench --config FILE`.
 
-diffusers is the oracle here, as in the tests, and no package that anything else runs on: `make bench` installs it, and
-without it this is refused in a sentence. A ratio is comparable between machines, a time is not.
+Both take turns in the LDM's own training step. Only this command and the tests need diffusers, which `make bench`
+installs. Ratios are comparable between machines, times are not.
 """
 
 import os
 import statistics
 import time
-from collections.abc import Callable
+from functools import partial
 
 import torch
+from torch import Tensor, nn
 
-from nets.unet import UNet2DConditionModel
 from train.base.errors import UserError
 from train.base.progress import progress
 from train.config import cli
 from train.engine.device import pick_device
+from train.memory.models import blank_stage
+from train.memory.scenario import Scenario
 from train.runs.diffusers import unet_to_diffusers
 
 ROUNDS = 10
 
 
+class Theirs(nn.Module):
+    """The UNet of `diffusers`, called as ours is."""
+
+    def __init__(self, unet: nn.Module, condition_in_time_embedding: bool):
+        super().__init__()
+        self.unet, self.condition_in_time_embedding = unet, condition_in_time_embedding
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        labels = context.mean(dim=1) if self.condition_in_time_embedding else None
+        return self.unet(x, t, context, class_labels=labels).sample
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = cli.make_parser("bench", __doc__.splitlines()[0], "ldm")
     config = cli.read_config(parser.parse_args(argv), "ldm")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # download nothing
     try:
         import diffusers
     except ImportError:
         raise UserError("the bench compares with diffusers, which is not installed; pip install diffusers") from None
-    device, batch = pick_device(), config.ldm_training.batch_size
-    side = config.data.resolution // config.vae.downscale
+    device, images = pick_device(), config.ldm_training.batch_size
     torch.manual_seed(config.seed)
-    ours = UNet2DConditionModel(config.unet).to(device)
-    theirs = diffusers.UNet2DConditionModel(**unet_to_diffusers(config.unet)).to(device)
-    theirs.load_state_dict(ours.state_dict())
-    sample = torch.randn(batch, config.unet.latent_channels, side, side, device=device)
-    context = torch.randn(batch, config.user_encoder.tokens_per_user, config.unet.cross_attention_dim, device=device)
-    labels = context.mean(dim=1) if config.unet.condition_in_time_embedding else None
+    stage = blank_stage(Scenario(config, device=device.type))
+    ours = stage.model.unet
+    unet = diffusers.UNet2DConditionModel(**unet_to_diffusers(ours.config)).to(device)
+    unet.load_state_dict(ours.state_dict())
+    stage.use_latents(torch.zeros(1, 2, *stage.source.shape))
+    batch = stage.draw(0, torch.zeros(images, dtype=torch.int64))
+    sides = {"ours": ours, "diffusers": Theirs(unet, ours.config.condition_in_time_embedding)}
 
-    def step_ours() -> None:
-        ours(sample, 500, context).square().mean().backward()
-
-    def step_theirs() -> None:
-        theirs(sample, 500, context, class_labels=labels).sample.square().mean().backward()
-
-    times: dict[str, list[float]] = {"ours": [], "diffusers": []}
+    times: dict[str, list[float]] = {name: [] for name in sides}
     for round_ in progress(range(ROUNDS + 1), desc="bench", unit="round"):
-        for name, step in (("ours", step_ours), ("diffusers", step_theirs)):
-            elapsed = seconds(step, device)
+        for name, stage.model.unet in sides.items():
+            stage.model.zero_grad()
+            start = time.perf_counter()
+            stage.learner.accumulate(partial(stage.losses, batch), images, images)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
             if round_:  # the first round warms up
-                times[name].append(elapsed)
+                times[name].append(time.perf_counter() - start)
     ratios = [a / b for a, b in zip(times["ours"], times["diffusers"], strict=True)]
     for name, values in times.items():
-        print(f"{name:10} {statistics.median(values) * 1e3:9.1f} ms for forward and backward of {batch} (median)")
+        print(f"{name:10} {statistics.median(values) * 1e3:9.1f} ms for forward and backward of {images} (median)")
     low, high = min(ratios), max(ratios)
     print(f"ours / diffusers {statistics.median(ratios):.3f} (median of {ROUNDS}; {low:.3f} to {high:.3f})")
-
-
-def seconds(step: Callable[[], None], device: torch.device) -> float:
-    start = time.perf_counter()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Account for the memory of a run, without a GPU and without data: `python -m train.memcheck`.
 
-Counts are exact; everything about a card is predicted, until `--measure` has compared it with one.
+Counts are exact; everything about a GPU is a prediction, which `--measure` compares with a real one.
 """
 import gc
 
 if __name__ == "__main__":
-    gc.disable()  # it ends before cycles could fill anything; to look for them, from here on, takes a second
+    gc.disable()  # saves a second; the process ends long before uncollected cycles fill the memory
 
 import argparse
 import json
@@ -14,24 +14,25 @@ from pathlib import Path
 import torch
 
 from nets.blocks import LARGEST
-from train.base.errors import UserError
+from train.base.errors import require
 from train.config import cli
 from train.memory import report
-from train.memory.charts import draw_charts
+from train.memory.charts import save_charts
 from train.memory.components import components
-from train.memory.fit import account_of, on_card
-from train.memory.gpus import CARDS, card_named
+from train.memory.fit import account_of, on_gpu
+from train.memory.gpus import GPUS, gpu_named
 from train.memory.measure import measure
-from train.memory.scenario import Setting
+from train.memory.scenario import Scenario
 
-MOST_RANKS = 1024  # more is a slip of the finger, and would draw noise for all of their images
+MOST_RANKS = 1024  # more is a typing error, and each rank would draw noise for the images of all
 
 
 def main(argv: list[str] | None = None) -> None:
+    known = ", ".join(gpu.name for gpu in GPUS)
     parser = cli.make_parser("memcheck", __doc__.splitlines()[0], "ldm")
     parser.add_argument("--stage", choices=("vae", "ldm", "sample"), default="ldm", help="what is to run")
     parser.add_argument("--users", type=int, default=31, help="number of users, where the config says none")
-    parser.add_argument("--gpu", help=f"look at one card, and trace its largest batches themselves: {names()}")
+    parser.add_argument("--gpu", help=f"look at one card, and trace its largest batches themselves: {known}")
     parser.add_argument("--ranks", type=int, default=1, help="cards of a torchrun, which divide each step")
     parser.add_argument("--json", action="store_true", help="print the account for a program, and nothing else")
     parser.add_argument("--csv", type=a_path, help="write the peak by module to this file")
@@ -39,68 +40,60 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--measure", type=a_path, metavar="RECORD.md",
                         help="run the steps on the CUDA card that is here, and write how far the predictions were off")
     args = parser.parse_args(argv)  # fmt: skip
-    config = cli.read_config(args, "vae" if args.stage == "vae" else "ldm")
-    users = config.user_encoder.num_users or args.users
-    card = card_named(args.gpu) if args.gpu is not None else None
-    setting = Setting(config, args.stage, users)
-    refuse(args, setting)
-    if args.stage != "sample":
-        setting = setting.of_one_process(args.ranks, setting.training.batch_size)
+    config = cli.read_config(args, args.stage)
+    gpu = gpu_named(args.gpu) if args.gpu is not None else None
+    scenario = Scenario(config, args.stage, config.user_encoder.num_users or args.users)
+    refuse(args, scenario)
+    if scenario.trains:
+        scenario = scenario.of_one_process(args.ranks, scenario.micro_batch)
     if args.measure:
-        print(measure(setting, args.measure))
+        print(measure(scenario, args.measure))
         return
 
-    torch.set_num_threads(1)  # nothing here is large, and cores get whole questions
-    setting = on_card(setting, card)
-    parts = components(config, args.stage, users)
-    account = account_of(setting)
+    torch.set_num_threads(1)  # no operation is large enough for threads, and on_all_cores forks
+    scenario = on_gpu(scenario, gpu)
+    parts = components(scenario)
+    account = account_of(scenario)
     if args.csv:
         report.write_modules(account, args.csv)
     if args.pictures:
-        draw_charts(account, args.pictures)
+        save_charts(account, args.pictures)
     if args.json:
-        print(json.dumps(report.as_dictionary(setting, parts, account, card), indent=1))
+        print(json.dumps(report.as_dictionary(scenario, parts, account, gpu), indent=1))
         return
-    print(f"{report.title(setting, card)}\n\n{report.exact(setting, parts)}\n\nFrom here on {report.PREDICTED}.\n")
+    print(f"{report.title(scenario, gpu)}\n\n{report.exact(scenario, parts)}\n\nFrom here on {report.PREDICTED}.\n")
     print(f"{report.by_component(account, account.peak().clock)}\n\n{report.peak_in_words(account)}\n")
-    print(f"{report.beside(account, card, setting.processes)}\n")
-    cards = [card] if card else CARDS
-    answers = report.ask(setting, cards, card)
-    if was := report.old_estimates(setting, parts, answers, card):
+    print(f"{report.beside(account, gpu, scenario.processes)}\n")
+    results = report.compute_results(scenario, gpu)
+    if estimates := report.old_estimates(scenario, parts, results, gpu):
         print("An earlier estimate, for batch 1, which was wrong, beside the account of the same batch:\n")
-        print(f"{report.old_estimates_table(was)}\n")
-    rows = report.on_cards(cards, answers)
-    print(f"{report.cards_table(rows)}\n")
-    if card:
-        print(f"{report.one_card(rows[0])}\n")
-    if advice := report.advice(setting, account, answers, card):
+        print(f"{report.old_estimates_table(estimates)}\n")
+    rows = report.on_gpus(results)
+    print(f"{report.gpus_table(rows)}\n")
+    if gpu:
+        print(f"{report.one_gpu(rows[0])}\n")
+    if advice := report.advice(scenario, account, results, gpu):
         print(report.advice_table(advice))
 
 
 def a_path(text: str) -> Path:
-    if not text:  # as of a shell variable that is not set
+    if not text:  # for example from an unset shell variable
         raise argparse.ArgumentTypeError("needs a value, not an empty one")
     return Path(text)
 
 
-def refuse(args: argparse.Namespace, setting: Setting) -> None:
-    """UserError for numbers that no run has, and for flags that do not go together."""
-    window = setting.training.window
+def refuse(args: argparse.Namespace, scenario: Scenario) -> None:
+    """Raise UserError for numbers out of range, and for flags that exclude each other."""
     for what, count, most in (
-        ("--users", setting.users, LARGEST), ("--ranks", args.ranks, MOST_RANKS),
-        ("batch_size x gradient_accumulation_steps =", window, LARGEST),
+        ("--users", scenario.users, LARGEST), ("--ranks", args.ranks, MOST_RANKS),
+        ("batch_size x gradient_accumulation_steps =", scenario.images_per_step, LARGEST),
     ):  # fmt: skip
-        if not 1 <= count <= most:
-            raise UserError(f"{what} {count}: must be at least 1 and at most {most}")
-    if args.stage == "sample" and args.ranks > 1:
-        raise UserError("--ranks is of the trainings: images are sampled on one card")
-    if args.measure and (args.gpu or args.json or args.csv or args.pictures):
-        raise UserError("--measure compares with the card that is here, and goes with none of --gpu, --json, --csv, "
-                        "--pictures")  # fmt: skip
-
-
-def names() -> str:
-    return ", ".join(card.name for card in CARDS)
+        require(1 <= count <= most, f"{what} {count}: must be at least 1 and at most {most}")
+    require(scenario.trains or args.ranks == 1, "--ranks is of the trainings: images are sampled on one card")
+    require(
+        not args.measure or not (args.gpu or args.json or args.csv or args.pictures),
+        "--measure compares with the card that is here, and goes with none of --gpu, --json, --csv, --pictures",
+    )
 
 
 if __name__ == "__main__":

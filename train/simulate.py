@@ -1,288 +1,23 @@
 """The built-in data set: micro-Doppler pictures of simulated walkers.
 
-A walker is the kinematic model of
-    Boulic, Magnenat-Thalmann and Thalmann, "A global human walking model with real-time kinematic
-    personification", The Visual Computer 6 (1990) 344-358,
-seen by a radar as in Chen, "The Micro-Doppler Effect in Radar" (2011), the section on the walking human.
-The numbers are theirs as published MATLAB code of Chen's book has them. Where this file departs from them:
-  * curves through control points are cubics, level at every point (`pchip` there: level at extrema only, but
-    nearly all points are extrema), also for the pelvis' tilt (pieces of cosines there);
-  * translations are in hip heights (metres there), and the hip's height includes the foot;
-  * limbs swing in the walking direction while pelvis and thorax turn: only the joints turn with them;
-  * the wave is plane and has no 1/R^4 loss: the walker stays far away.
-As in the model, nothing pins the standing foot to the ground: it slides forward.
-
-Letters: `N` times (s), `S` scatterers, `R` rows or columns of a picture. Axes: x ahead, y left, z up.
+`python -m train.simulate --output_dir FOLDER`
 """
 
-import math
 import os
 import shutil
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
-from train.base.errors import UserError
+from train.base.errors import UserError, require
 from train.base.progress import progress
 from train.config import cli
+from train.data import walkers
 from train.runs.folder import is_free
-
-WAVELENGTH = 299_792_458 / 24e9  # m, of a 24 GHz radar
-SAMPLE_RATE = 1408  # Hz; shown from -1/4 to 3/4 of it: -2.2 to 6.6 m/s, as everybody walks to the radar
-WINDOW = 64  # samples (45 ms) of one spectrum: bins of 22 Hz = 0.14 m/s
-PICTURE_SECONDS = 1.6  # about three steps
-PICTURE_SAMPLES = round(PICTURE_SECONDS * SAMPLE_RATE)
-PICTURES_PER_RECORDING = 10  # one after the other, without overlap
-UNSTEADY_SECONDS = 7  # period in which a walker is faster, then slower
-DYNAMIC_RANGE = 45  # dB below a picture's maximum that are still shown
-
-# Scatterers: one ellipsoid in the middle of each body segment, its size in body heights. Lengths are Chen's;
-# so are the radii (given in m at a height of 1.75 m), but for the torso, which is broader than deep.
-HEAD, TORSO, UPPER_ARM, LOWER_ARM, THIGH, SHANK, FOOT = range(7)
-LENGTH = np.array([0.130, 0.288, 0.188, 0.152, 0.245, 0.246, 0.143])
-DEPTH = np.array([0.10, 0.12, 0.06, 0.05, 0.07, 0.06, 0.05]) / 1.75
-BREADTH = np.array([0.10, 0.20, 0.06, 0.05, 0.07, 0.06, 0.05]) / 1.75
-SEGMENT = np.array([HEAD, TORSO, *np.repeat([UPPER_ARM, LOWER_ARM, THIGH, SHANK, FOOT], 2)])  # right, left
-SHOULDER, HIP = 0.259 / 2, 0.191 / 2  # half widths, in body heights
-HIP_HEIGHT = 0.530  # the paper's Ht, ground to hip, in body heights
-
-
-@dataclass(frozen=True)
-class Person:
-    """What stays the same from one recording of a person to the next. Gains multiply the model's angles."""
-
-    height: float  # m
-    speed: float  # m/s, preferred
-    cycle: float  # gain on the model's cycle duration at that speed
-    hip: float
-    knee: float
-    ankle: float
-    arm: float
-    elbow: float
-    sway: float  # gain on the body's forward and backward sway
-    lean: float  # rad, forward
-    asymmetry: float  # the left limbs swing by 1 + asymmetry, the right ones by 1 - asymmetry
-    limp: float  # cycles by which the left step is late
-    girth: float  # gain on every radius
-    reflectivity: tuple[float, ...]  # dB, by segment: clothes and shoes
-
-
-@dataclass(frozen=True)
-class Recording:
-    """What differs between recordings of one person."""
-
-    phase: float = 0.0  # cycles, at t = 0
-    pace: float = 1.0  # speed / preferred speed
-    unsteadiness: float = 0.0  # greatest relative deviation from that speed
-    azimuth: float = 0.0  # rad, between the walking direction and the radar
-    elevation: float = 0.0  # rad, of the radar above the horizon
-    snr: float = math.inf  # dB, signal / noise power before the STFT
-
-
-def draw_person(seed: int, person: int) -> Person:
-    """Person number `person`, from 1. The ranges are so narrow that telling people apart takes a network."""
-    u = np.random.default_rng([seed, person]).uniform
-    return Person(
-        height=u(1.50, 1.95), speed=u(1.05, 1.48), cycle=u(0.88, 1.12), hip=u(0.90, 1.04), knee=u(0.80, 1.08),
-        ankle=u(0.8, 1.2), arm=u(0.5, 1.7), elbow=u(0.5, 1.4), sway=u(0.6, 1.4), lean=u(0, 0.07),
-        asymmetry=u(-0.10, 0.10), limp=u(-0.03, 0.03), girth=u(0.85, 1.15),
-        reflectivity=tuple(u(-4, 4, size=len(LENGTH)).tolist()),
-    )
-
-
-def draw_recording(seed: int, person: int, recording: int) -> tuple[Recording, np.random.Generator]:
-    """Recording number `recording`, from 1, and the generator that goes on to make its noise."""
-    rng = np.random.default_rng([seed, person, recording])  # from 1: [s, p, 0] would seed like [s, p]
-    u = rng.uniform
-    drawn = Recording(
-        phase=u(0, 1), pace=u(0.95, 1.05), unsteadiness=u(0, 0.03), azimuth=math.radians(u(-20, 20)),
-        elevation=math.radians(u(0, 8)), snr=u(24, 34),
-    )
-    return drawn, rng
-
-
-def relative_speed(person: Person, recording: Recording) -> float:
-    """RV, in hip heights per second."""
-    return person.speed * recording.pace / (HIP_HEIGHT * person.height)
-
-
-def cycle_seconds(person: Person, recording: Recording) -> float:
-    """Tc = Rc / RV with the relative cycle length Rc = 1.346 sqrt(RV), times the person's own gain."""
-    return person.cycle * 1.346 / math.sqrt(relative_speed(person, recording))
-
-
-def curve(points, phase: np.ndarray) -> np.ndarray:
-    """A smooth function of the phase (cycles) with period 1 through `points` ((phase, value), ...)."""
-    x, y = np.array(sorted((x % 1, y) for x, y in points)).T
-    x = np.concatenate([x[-1:] - 1, x, x[:1] + 1])
-    y = np.concatenate([y[-1:], y, y[:1]])
-    at = phase % 1
-    left = np.searchsorted(x, at, side="right") - 1
-    u = (at - x[left]) / (x[left + 1] - x[left])
-    return y[left] + (y[left + 1] - y[left]) * u * u * (3 - 2 * u)
-
-
-def joint_angles(rv: float, support: float, phase: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Flexion (rad) at hip, knee, ankle, shoulder and elbow of the limbs whose heel strikes at phase 0.
-
-    The paper's control points for 0.5 <= RV <= 3, `support` = Ds / Tc. Its gaits "b" and "c" (below and above
-    RV = 1.3) are one formula here: `slow` and `fast` say how far into the first and second range RV is.
-    """
-    if not 0.5 <= rv <= 3:
-        raise ValueError(f"relative speed {rv:.2f}/s is outside 0.5 ... 3, where these curves hold")
-    slow, fast = np.clip([(rv - 0.5) / 0.8, (rv - 1.3) / 1.7], 0, 1)
-    hip = [(0.2 * fast - 0.1, 25 + 5 * fast), (0.5, -15), (0.9, 25 + 6 * fast)]
-    knee = [(0.17 - 0.05 * fast, 3 + 22 * fast), (0.4, 3), (0.75 - 0.05 * fast, 70 - 5 * fast),
-            (1 - 0.03 * fast, 3 + 3 * fast)]
-    ankle = [(0, -3 + 5 * fast), (0.08, -18 + 4 * fast), (0.5 - 0.1 * fast, 8 - 3 * fast),
-             (support, -20 - 8 * fast), (0.85, -3 + 5 * fast)]
-    elbow = [(0.05, 6 + 8 * slow - 6 * fast), (0.5 + 0.01 * slow + 0.04 * fast, 20 + 24 * slow + 26 * fast),
-             (0.9 - 0.1 * fast, 8 + 9 * slow - 6 * fast)]
-    shoulder = 3 - 9.88 * rv * (0.5 + np.cos(2 * np.pi * phase))
-    hip, knee, ankle, elbow = (curve(points, phase) for points in (hip, knee, ankle, elbow))
-    return tuple(np.radians(angle) for angle in (hip, knee, ankle, shoulder, elbow))
-
-
-def walk(person: Person, recording: Recording, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centres (m) and unit axes of the S scatterers at the times t (s): two arrays S x 3 x N."""
-    rv, tc = relative_speed(person, recording), cycle_seconds(person, recording)
-    ht, length = HIP_HEIGHT * person.height, LENGTH * person.height
-    support = (0.752 * tc - 0.143) / tc
-    turn = 2 * np.pi / UNSTEADY_SECONDS
-    t = t + recording.unsteadiness / turn * np.sin(turn * t + 2 * np.pi * recording.phase)  # own, uneven time
-    phase = recording.phase + t / tc  # N, of the right leg
-    wave = 2 * np.pi * phase
-    side = np.array([[-1.0], [1.0]])  # right, left: their y
-    limb = phase + np.array([[0.0], [0.5 - person.limp]])  # 2 x N, each limb's own phase
-    hip, knee, ankle, shoulder, elbow = joint_angles(rv, support, limb)
-    swing = 1 + side * person.asymmetry
-    hip, knee, ankle = person.hip * swing * hip, person.knee * swing * knee, person.ankle * ankle
-    shoulder, elbow = person.arm * swing * shoulder, person.elbow * swing * elbow
-
-    # The origin of the spine (the paper's three translations, in hip heights) and its rotations.
-    pelvis = ht * np.stack([
-        rv * t - person.sway * 0.021 * np.sin(2 * wave + 4 * np.pi * (0.625 - support)),
-        -0.032 * np.sin(wave - 0.2 * np.pi),
-        0.015 * rv * (np.sin(2 * wave - 0.7 * np.pi) - 1),
-    ])  # 3 x N
-    lean = person.lean + np.radians(2) * (1 - np.sin(2 * wave - 0.2 * np.pi))
-    torsion = np.radians(-4 * rv) * np.cos(wave)  # of the pelvis, > 0: left ahead; the striking leg's hip is
-    thorax = np.radians(rv / 3) * curve([(0.1, 4), (0.4, -4.5), (0.6, -4), (0.9, 4.5)], phase)
-    tilt = np.radians(1.66 * rv) * curve([(0, 0), (0.15, -2), (0.5, 0), (0.65, 2)], phase)  # > 0: left hip up
-
-    def along(angle: np.ndarray) -> np.ndarray:
-        """Unit vector that hangs down at angle 0 and swings forward: 3 x ... x N."""
-        return np.stack([np.sin(angle), np.zeros_like(angle), -np.cos(angle)])
-
-    def beside(half: float, yaw: np.ndarray, roll: np.ndarray) -> np.ndarray:
-        """The right and left joint, `half` a width from the spine: 3 x 2 x N."""
-        return half * person.height * side * np.stack([np.sin(yaw), np.cos(yaw), np.sin(roll)])[:, None]
-
-    spine = -along(-lean)  # 3 x N, upwards
-    neck = pelvis + length[TORSO] * spine
-    hips = pelvis[:, None] + beside(HIP, torsion, tilt)  # 3 x 2 x N
-    shoulders = neck[:, None] + beside(SHOULDER, thorax, np.zeros_like(thorax))
-    upper_arm, lower_arm = along(shoulder), along(shoulder + elbow)
-    thigh, shank, foot = along(hip), along(hip - knee), along(hip - knee + ankle + np.pi / 2)
-    elbows, knees = shoulders + length[UPPER_ARM] * upper_arm, hips + length[THIGH] * thigh
-    ankles = knees + length[SHANK] * shank
-
-    def join(trunk: list, limbs: list) -> np.ndarray:
-        """The S scatterers in their order from two 3 x N and five 3 x 2 x N."""
-        return np.concatenate([trunk, np.stack(limbs).swapaxes(1, 2).reshape(-1, 3, len(t))])
-
-    axes = join([spine, spine], [upper_arm, lower_arm, thigh, shank, foot])
-    starts = join([neck, pelvis], [shoulders, elbows, hips, knees, ankles])
-    return starts + length[SEGMENT, None, None] / 2 * axes, axes
-
-
-def ellipsoid_rcs(a, b, c, cosine):
-    """Radar cross-section (m^2) of an ellipsoid with half axes a (deep), b (broad) and c (long), all m.
-
-    Chen's formula for a line of sight between the axes a and c, at an angle of `cosine` to c:
-    pi a^2 b^2 c^2 / (a^2 sin^2 + c^2 cos^2)^2.
-    """
-    return np.pi * (a * b * c / (a**2 * (1 - cosine**2) + (c * cosine) ** 2)) ** 2
-
-
-def echo(person: Person, recording: Recording, t: np.ndarray) -> np.ndarray:
-    """Baseband signal without noise: sum over k of sqrt(rcs_k) exp(-j 4 pi R_k / lambda), N complex."""
-    centres, axes = walk(person, recording, t)
-    azimuth, elevation = recording.azimuth, recording.elevation
-    ahead, left = math.cos(azimuth) * math.cos(elevation), math.sin(azimuth) * math.cos(elevation)
-    sight = np.array([ahead, left, math.sin(elevation)])
-    distance = -np.einsum("sdn,d->sn", centres, sight)  # plane wave: R_k up to a constant
-    depth, breadth, length = person.height * np.stack([DEPTH, BREADTH, LENGTH])[:, SEGMENT, None]
-    cosine = np.einsum("sdn,d->sn", axes, sight)
-    rcs = ellipsoid_rcs(person.girth * depth, person.girth * breadth, length / 2, cosine)
-    gain = 10 ** (np.array(person.reflectivity)[SEGMENT, None] / 20)
-    return (gain * np.sqrt(rcs) * np.exp(-4j * np.pi / WAVELENGTH * distance)).sum(0)
-
-
-def add_noise(signal: np.ndarray, snr: float, rng: np.random.Generator) -> np.ndarray:
-    """`signal` with complex white noise, `snr` dB below the signal's mean power."""
-    scale = math.sqrt(np.mean(np.abs(signal) ** 2) * 10 ** (-snr / 10) / 2)
-    return signal + scale * (rng.standard_normal(len(signal)) + 1j * rng.standard_normal(len(signal)))
-
-
-def doppler_axis(resolution: int) -> np.ndarray:
-    """The Doppler frequency (Hz) in the middle of each row, the highest first."""
-    n = resolution * math.ceil(WINDOW / resolution)
-    return ((np.arange(n) - n // 4) * SAMPLE_RATE / n).reshape(resolution, -1).mean(1)[::-1]
-
-
-def spectrogram(signal: np.ndarray, starts: np.ndarray, resolution: int) -> np.ndarray:
-    """Power of the short-time Fourier transform, resolution x len(starts); a tone of amplitude A has A^2.
-
-    Hann windows begin at the samples `starts`. More rows than WINDOW: zero padding; fewer: averages.
-    """
-    hann = np.sin(np.pi * (np.arange(WINDOW) + 0.5) / WINDOW) ** 2
-    frames = signal[starts[:, None] + np.arange(WINDOW)] * (hann / hann.sum())
-    n = resolution * math.ceil(WINDOW / resolution)
-    power = np.roll(np.abs(np.fft.fft(frames, n)) ** 2, n // 4, axis=1)  # -1/4 ... 3/4 of SAMPLE_RATE
-    return power.reshape(len(starts), resolution, -1).mean(2).T[::-1]
-
-
-def jet(x: np.ndarray) -> np.ndarray:
-    """The usual colour map, x from 0 (dark blue) to 1 (dark red), as uint8 RGB in a new last axis."""
-    ramps = 1.5 - np.abs(4 * x[..., None] - np.array([3.0, 2.0, 1.0]))
-    return np.uint8(np.clip(ramps, 0, 1) * 255 + 0.5)
-
-
-def picture(power: np.ndarray) -> np.ndarray:
-    """Power (any unit) as an RGB picture: dB below its own maximum, DYNAMIC_RANGE of them, in colours."""
-    decibel = 10 * np.log10(np.maximum(power / power.max(), 1e-30))
-    return jet(np.clip(1 + decibel / DYNAMIC_RANGE, 0, 1))
-
-
-def record(seed: int, person: int, recording: int, resolution: int = 128):
-    """Yields the pictures of one recording, resolution x resolution x 3 uint8 each."""
-    walker, (drawn, rng) = draw_person(seed, person), draw_recording(seed, person, recording)
-    t = np.arange(PICTURE_SAMPLES + WINDOW) / SAMPLE_RATE
-    columns = np.arange(resolution) * PICTURE_SAMPLES // resolution
-    for window in range(PICTURES_PER_RECORDING):
-        signal = echo(walker, drawn, t + window * PICTURE_SECONDS)
-        yield picture(spectrogram(add_noise(signal, drawn.snr, rng), columns, resolution))
-
-
-def simulate(people, images_per_user: int, resolution: int = 128, seed: int = 0):
-    """Yields (folder, file name, picture) for the person numbers `people`, each counted from 1.
-
-    A picture depends on seed, person, recording and resolution, not on how many others are made.
-    """
-    for person in people:
-        for first in range(0, images_per_user, PICTURES_PER_RECORDING):
-            number = first // PICTURES_PER_RECORDING + 1
-            images = record(seed, person, number, resolution)
-            for window, image in enumerate(islice(images, images_per_user - first)):
-                yield f"ID{person}", f"rec{number:02d}_{window:02d}.png", image
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Writes ID1/rec01_00.png, ...: user, recording, picture; split them by recording."""
+    """Writes ID1/rec01_00.png, ...: user, recording, picture. They are to be split by recording."""
     parser = cli.Parser("simulate", __doc__.splitlines()[0])
     parser.add_argument("--output_dir", "--output-dir", type=Path, required=True)
     parser.add_argument("--users", type=int, default=31)
@@ -291,19 +26,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     for flag, least in (("users", 1), ("images_per_user", 1), ("resolution", 8), ("seed", 0)):
-        if getattr(args, flag) < least:
-            raise UserError(f"--{flag} {getattr(args, flag)}: must be at least {least}")
-    if args.resolution > PICTURE_SAMPLES:
-        raise UserError(f"--resolution {args.resolution}: must be at most {PICTURE_SAMPLES}, a picture's radar samples")
+        given = getattr(args, flag)
+        require(given >= least, f"--{flag} {given}: must be at least {least}")
+    size, most = args.resolution, walkers.PICTURE_SAMPLES
+    require(size <= most, f"--resolution {size}: must be at most {most}, a picture's radar samples")
 
-    output = Path(os.path.realpath(args.output_dir))  # of a link: what it leads to
-    if not is_free(output):
-        raise UserError(f"{args.output_dir}: is not an empty folder; delete it or name another --output_dir")
-    part = output.with_name(f".{output.name}.part")  # renamed when whole
-    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+    output = Path(os.path.realpath(args.output_dir))  # follows a link
+    require(is_free(output), f"{args.output_dir}: is not an empty folder; delete it or name another --output_dir")
+    part = output.with_name(f".{output.name}.part")  # renamed when it is complete
+    shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
     try:
         part.mkdir(parents=True)
-        made = simulate(range(1, args.users + 1), args.images_per_user, args.resolution, args.seed)
+        made = walkers.simulate(range(1, args.users + 1), args.images_per_user, args.resolution, args.seed)
         for folder, name, image in progress(made, total=args.users * args.images_per_user, unit="picture"):
             (part / folder).mkdir(exist_ok=True)
             Image.fromarray(image).save(part / folder / name, compress_level=3)

@@ -1,27 +1,64 @@
-"""The one exception for bad input, and the "did you mean" that goes into its message."""
+"""The errors that end a command with one sentence, and helpers to write that sentence."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
-# What ends a line or is no character at all: control codes, line separators, surrogates (bytes that are no UTF-8).
+import torch
+
+# Characters that break a line or cannot be written: control codes, line separators, surrogates (bytes not in UTF-8).
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+SEE_MEMCHECK = "python -m train.memcheck shows what takes how much"
+CPU_ALLOCATOR = "DefaultCPUAllocator: "
 
 
 class UserError(Exception):
-    """Bad input. The message is one sentence: what is wrong, where, and what to do about it.
+    """Bad input. Commands print the message, one sentence that says what is wrong, where, and what to do about it."""
 
-    Commands print it without a traceback and exit with status 2.
-    """
+
+class Stopped(Exception):
+    """A run has saved its state and stops before its last step. Commands print the message and exit with `status`."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
+def require(holds: object, sentence: str) -> None:
+    """Raise UserError with this sentence unless `holds` is true."""
+    if not holds:
+        raise UserError(sentence)
+
+
+def out_of_memory(error: BaseException) -> str:
+    """The first line of an out-of-memory error of a GPU, of torch on the CPU or of Python; "" for other errors."""
+    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and CPU_ALLOCATOR not in str(error):
+        return ""
+    return "out of memory: " + str(error).rpartition(CPU_ALLOCATOR)[2].partition("\n")[0]
+
+
+@contextmanager
+def explaining_out_of_memory(sentence: str) -> Iterator[None]:
+    """While entered, a GPU that runs out of memory raises UserError with this sentence; {} in it is torch's reason."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(sentence.format(str(error).partition("\n")[0])) from None
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """' (did you mean X?)' with the most similar of `words`, in whatever case, or '' when none is similar."""
+    """' (did you mean X?)' with the most similar of `words`, ignoring case, or '' when none is similar."""
     in_any_case = {other.casefold(): other for other in words}
     matches = get_close_matches(word.casefold(), in_any_case, n=1)
     return f" (did you mean {in_any_case[matches[0]]}?)" if matches else ""
 
 
+def some(names: list[str], most: int = 3) -> str:
+    """At most `most` of the names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def one_line(text: str) -> str:
-    """The text with what would break its line, as a file's name may hold it, written out as an escape."""
+    """The text with control characters and line breaks, which a file's name may hold, written as escapes."""
     return CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)

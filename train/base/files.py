@@ -1,4 +1,4 @@
-"""Files that are whole or absent: every write goes to a temporary file, to the disk, then to its name."""
+"""Files that are either complete or absent, JSON, files of tensors, and hashes."""
 
 import hashlib
 import json
@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from train.base.errors import UserError
+from train.base.errors import UserError, require
 
-# What torch.load raises for a file that is cut off, altered or something else altogether.
-DAMAGED = (
+# What torch.load and load_state_dict raise for a file that is cut off, altered or of another kind.
+LOAD_ERRORS = (
     RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, EOFError,
     OSError, struct.error,
 )  # fmt: skip
@@ -24,11 +24,11 @@ DAMAGED = (
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path to write to; it takes the place of `path` when the block ends without an error.
+    """A temporary path to write to; synced to the disk, it replaces `path` when the block ends without an error.
 
-    UserError where the disk is full or the folder cannot be written to; `path` is then as it was.
+    UserError where the disk is full or the folder cannot be written to; `path` is then unchanged.
     """
-    temporary = path.with_name(f".{path.name}.tmp")  # always the same: what a killed process has left is written over
+    temporary = path.with_name(f".{path.name}.tmp")  # a fixed name, so what a killed process left is overwritten
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -51,40 +51,53 @@ def read_json(path: Path) -> dict:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        model = path.parent / "final_model"  # within a run's folder
-        hint = f" (did you mean {model}?)" if (model / path.name).is_file() else ""
+        deeper = [place.parent for place in path.parent.glob(f"*/{path.name}")]  # such as final_model in a run
+        hint = f" (did you mean {deeper[0]}?)" if len(deeper) == 1 else ""
         raise UserError(f"{path}: there is no such file{hint}") from None
     except NotADirectoryError:
         raise UserError(f"{path.parent}: is a file; give the folder of a saved model") from None
     except (ValueError, RecursionError, OSError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: must hold a JSON object, not {type(value).__name__}")
+    require(isinstance(value, dict), f"{path}: must hold a JSON object, not {type(value).__name__}")
     return value
 
 
 def load_tensors(path: Path) -> dict:
-    """What `torch.save` wrote, tensors and plain containers only: code that a file carries is never run."""
+    """Load what `torch.save` wrote, tensors and plain containers only: code in the file is never run."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch, on old kinds of storage in a damaged file
+            warnings.simplefilter("ignore")  # torch warns of old kinds of storage in a damaged file
             value = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
     except pickle.UnpicklingError:
-        raise UserError(
-            f"{path}: refused: damaged, or with Python objects other than tensors, which could run code"
-        ) from None
-    except DAMAGED as error:
+        said = f"{path}: refused: damaged, or with Python objects other than tensors, which could run code"
+        raise UserError(said) from None
+    except LOAD_ERRORS as error:
         raise UserError(f"{path}: truncated, or not a file of tensors; save or copy it again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: must hold a dictionary of tensors, not {type(value).__name__}")
+    require(isinstance(value, dict), f"{path}: must hold a dictionary of tensors, not {type(value).__name__}")
     return value
 
 
-def tensors_hash(tensors: Iterable[Tensor], beside: str = "") -> str:
-    """SHA-256 of the bytes of tensors, one after the other, and of what is to be known `beside` them."""
-    digest = hashlib.sha256(beside.encode())
+def sync_folder(folder: Path) -> None:
+    """Make the renames in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensors_hash(tensors: Iterable[Tensor], beside: object = "") -> str:
+    """SHA-256 of `beside`, a text or a value as JSON, followed by the bytes of the tensors."""
+    text = beside if isinstance(beside, str) else json.dumps(beside)
+    digest = hashlib.sha256(text.encode())
     for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Progress bars: lively on a terminal, a line every half minute in a log or a notebook, which keep every line."""
+"""Progress bars: live on a terminal; one line every 30 seconds in a log or a notebook, which keep every line."""
 
 import sys
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 
 def progress(iterable: Iterable | None = None, leave: bool = True, **options) -> tqdm:
-    """A `tqdm` bar with these options. A log never sees one that is not to be left there, but when it takes long."""
+    """A `tqdm` bar with these options. In a log, one with `leave=False` appears only if it takes over 30 seconds."""
     on_terminal = sys.stderr.isatty()
     interval = 0.1 if on_terminal else 30.0
     delay = 0.0 if on_terminal or leave else interval
@@ -16,5 +16,5 @@ def progress(iterable: Iterable | None = None, leave: bool = True, **options) ->
 
 
 def say(line: str, file: TextIO | None = None) -> None:
-    """Print a line above a bar that may be there."""
+    """Print a line without breaking the bar that may be shown."""
     tqdm.write(line, file or sys.stdout)

@@ -1,7 +1,4 @@
-"""Where chance comes from: every draw is a function of (seed, stream, step), and nothing has to be saved.
-
-A run that is stopped and resumed, or cut into other micro-batches, therefore draws the same numbers.
-"""
+"""Random numbers as functions of (seed, use, step): a run resumed, or in other micro-batches, draws the same ones."""
 
 import math
 
@@ -14,21 +11,21 @@ STREAMS = ("weights", "order", "draws", "validation", "images", "classifier")
 
 
 def generator(seed: int, stream: str, *position: int) -> torch.Generator:
-    """A CPU generator that depends on these numbers only; each of `seed` and `position` is 0 or more."""
+    """A CPU generator that depends only on these arguments; `seed` and every `position` are 0 or more."""
     entropy = np.random.SeedSequence([seed, STREAMS.index(stream), *position])
     return torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
 
-def windows_per_epoch(samples: int, window: int) -> int:
-    """Optimizer steps in an epoch of this many samples; the last window may be short."""
-    return math.ceil(samples / window)
+def steps_per_epoch(samples: int, batch: int) -> int:
+    """Optimizer steps in an epoch of this many samples; the last batch may be short."""
+    return math.ceil(samples / batch)
 
 
-def window_rows(seed: int, step: int, samples: int, window: int) -> Tensor:
-    """Which samples (at most `window` of them, int64) optimizer step `step`, counted from 0, learns from.
+def batch_rows(seed: int, step: int, samples: int, batch: int) -> Tensor:
+    """The rows (at most `batch`, int64) of the samples in optimizer step `step`, counted from 0.
 
-    Each epoch visits every sample once, in an order of its own.
+    Each epoch visits every sample once, in a random order of its own.
     """
-    epoch, position = divmod(step, windows_per_epoch(samples, window))
+    epoch, position = divmod(step, steps_per_epoch(samples, batch))
     order = torch.randperm(samples, generator=generator(seed, "order", epoch))
-    return order[position * window : (position + 1) * window]
+    return order[position * batch : (position + 1) * batch]

@@ -1,11 +1,9 @@
 """Strict YAML into (frozen) dataclasses: one file is one experiment, and no key is ever ignored.
 
-A file may start from another (`base: medium.yaml`, relative to the file or else one of the project's
-configs); keys merge one by one. Every mistake is a `UserError` that names the file, the line and the key.
-To know the lines, and so that nothing in a file is ever constructed, this module reads PyYAML's node graph;
-the dataclass then says what a scalar means. Hence `1e-4` is a float (PyYAML reads a string), `no` is a
-choice where the annotation is `Literal["no", "fp16"]` (PyYAML reads False), and `010` and `1:30` are no
-integers (PyYAML: 8 and 90).
+A file may start from another (`base: medium.yaml`, relative to the file or else one of the project's configs); keys
+merge one by one. Every mistake is a `UserError` that names the file, the line and the key. PyYAML's node graph has the
+lines; what a scalar means, the dataclass's annotations say. Hence `1e-4` is a float (PyYAML reads a string), `no` is a
+choice of `Literal["no", "fp16"]` (PyYAML reads False), and `010` and `1:30` are no integers (PyYAML reads 8 and 90).
 
 Annotations: int, float, bool, str, Literal, tuple[T, ...], tuple[T, U], unions, nested dataclasses.
 """
@@ -14,43 +12,38 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from train.base.errors import UserError, nearest
+from train.base.errors import UserError, nearest, require
 
-Config = TypeVar("Config")
+T = TypeVar("T")
 
 MAX_DEPTH = 20  # of nested lists and mappings; PyYAML's composer recurses, so this also bounds its stack
 INT = re.compile(r"[-+]?(0|[1-9][0-9_]{,24})")  # bounded: int() refuses very long text
 FLOAT = re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 NOT_FINITE = re.compile(r"[-+]?\.?(inf|nan)", re.IGNORECASE)
 BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-UNWRITABLE = re.compile(r"[\0\ud800-\udfff]")  # in a file's name or text; surrogates are halves of a character
+UNWRITABLE = re.compile(r"[\0\ud800-\udfff]")  # NUL and surrogates: no file's name or text can hold them
 NULLS = {"", "~", "null", "Null", "NULL"}
 CONFIGS = Path(__file__).parents[2] / "configs"
-WORDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a finite number",
-    str: "text",
-    NoneType: "null",
-}
+WORDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", NoneType: "null"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """A piece of YAML that remembers where it came from."""
+    """A piece of YAML, with the place where it stands."""
 
     value: "str | list[Node] | dict[str, Node]"  # a scalar keeps its text
     origin: str  # "configs/demo.yaml, line 3", or the command line's "--set unet.num_heads=3"
     quoted: bool = False
-    override: str | None = None  # the text as typed, of a value on the command line
-    in_no_file: bool = False  # of a section: only the command line speaks of it
+    override: str | None = None  # a value's text as typed on the command line
+    in_no_file: bool = False  # True: a section that only the command line mentions
 
     def __str__(self) -> str:
         if isinstance(self.value, str):
@@ -59,20 +52,34 @@ class Node:
         return "a section" if isinstance(self.value, dict) else f"a list of {len(self.value)}"
 
 
-def load(cls: type[Config], path: str | Path, overrides: Sequence[tuple[str, str, str]] = ()) -> Config:
+def load_yaml(
+    cls: type[T], path: str | Path, overrides: Sequence[tuple[str, str, str]] = (),
+    derived: Mapping[str, str] = MappingProxyType({}),
+) -> T:
     """Read `path`, with its bases under it and `overrides` on top of it, into the dataclass `cls`.
 
-    An override is (source, dotted key, value text), as in ("--set vae.latent_channels=8",
-    "vae.latent_channels", "8"). Its source stands in errors where a file and line otherwise would. Its
-    text is YAML, but taken as typed where the key is a str: regular expressions and paths need no quotes.
+    An override is (source, dotted key, value text), as in ("--set seed=8", "seed", "8"); errors name its source in
+    place of a file and line. Its text is YAML, but taken as typed where the key is a str: regular expressions and
+    paths need no quotes. `derived` maps dotted keys to those that they follow from: left out, or equal to them.
     """
     root = _read_with_bases(Path(path))
     for source, dotted_key, text in overrides:
-        node = _read_override(source, text)
-        for key in reversed(dotted_key.split(".")):
-            node = Node({key: node}, source, in_no_file=True)
-        root = _merge(root, node, from_file=False)
-    return _section(cls, root, "")
+        root = _merge(root, _read_override(source, dotted_key, text), from_file=False)
+    for key, source in derived.items():
+        section, _, name = key.rpartition(".")
+        place, node = _at(root, section), _at(root, source)
+        if node and place and isinstance(place.value, dict):
+            place.value.setdefault(name, node)
+        if place:  # moved behind its source's section, so that a mistake there is told of the key that the file has
+            top = key.partition(".")[0]
+            root.value[top] = root.value.pop(top)
+    config = _section(cls, root, "")
+    for key, source in derived.items():
+        value, wanted = attrgetter(key)(config), attrgetter(source)(config)
+        if value != wanted:
+            said = f"{key} is {value}, but it follows from {source}, which is {wanted}; leave it out"
+            raise UserError(f"{(_at(root, key) or _at(root, source)).origin}: {said}")
+    return config
 
 
 def describe(cls: type, dotted_key: str) -> str:
@@ -82,57 +89,61 @@ def describe(cls: type, dotted_key: str) -> str:
     return _describe(cls)
 
 
-def dump(config: Any) -> str:
-    """The YAML text of a config dataclass; `load` reads it back to an equal object."""
-    return yaml.dump(dataclasses.asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+def dump_yaml(config: Any, derived: Iterable[str] = ()) -> str:
+    """The YAML text of a config dataclass without its `derived` keys; `load_yaml` turns it into an equal object."""
+    values = dataclasses.asdict(config)
+    for key in derived:
+        section, _, name = key.rpartition(".")
+        del values[section][name]
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what `load` reads back: "1e-4" in quotes where it is text, shared tuples without an anchor."""
+    """Writes what `load_yaml` accepts: the text "1e-4" in quotes, shared tuples without an anchor."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
-
-    def represent_tuple(self, data: tuple) -> yaml.Node:
-        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
 
     def represent_text(self, data: str) -> yaml.Node:
         quote = '"' if _looks_typed(data) or not data.isprintable() else None  # else PyYAML loses a \x85
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=quote)
 
 
-_Dumper.add_representer(tuple, _Dumper.represent_tuple)
+_Dumper.add_representer(tuple, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, True))
 _Dumper.add_representer(str, _Dumper.represent_text)
+
+
+def _at(root: Node, dotted_key: str) -> Node | None:
+    """The node of a key; None where it, or its section, is not there."""
+    node: Node | None = root
+    for key in dotted_key.split("."):
+        node = node.value.get(key) if node and isinstance(node.value, dict) else None
+    return node
 
 
 # ---- text to nodes
 
 
-def _read_with_bases(path: Path) -> Node:
-    """The root mapping of `path` merged over its base, its base's base, and so on."""
-    roots, seen, asked_by = [], [], ""
-    while True:
-        root = _read_file(path, asked_by)
-        if os.path.realpath(path) in seen:
-            raise UserError(f"{asked_by}{path} leads back to this file, so neither can start from the other")
-        roots.append(root)
-        seen.append(os.path.realpath(path))
-        base = root.value.pop("base", None)
-        if base is None:
-            break
-        if not isinstance(base.value, str) or not base.value:
-            raise UserError(f"{base.origin}: base must be the name of a YAML file, not {base}")
-        beside, ours = path.parent / base.value, CONFIGS / base.value
-        of_project = ours.parent == CONFIGS and os.path.isfile(ours) and not os.path.lexists(beside)
-        path, asked_by = ours if of_project else beside, f"{base.origin}: base: "
-    merged = roots.pop()
-    while roots:
-        merged = _merge(merged, roots.pop())
-    return merged
+def _read_with_bases(path: Path, asked_by: str = "", above: tuple[str, ...] = ()) -> Node:
+    """The root mapping of `path` merged over its base, its base's base, and so on.
+
+    `asked_by` begins its errors: the file and line whose base it is, if any; `above` are the files that led here.
+    """
+    root, real_path = _read_file(path, asked_by), os.path.realpath(path)
+    cycle = f"{asked_by}{path} leads back to this file, so neither can start from the other"
+    require(real_path not in above, cycle)
+    base = root.value.pop("base", None)
+    if base is None:
+        return root
+    named = isinstance(base.value, str) and base.value
+    require(named, f"{base.origin}: base must be the name of a YAML file, not {base}")
+    beside, ours = path.parent / base.value, CONFIGS / base.value
+    of_project = ours.parent == CONFIGS and os.path.isfile(ours) and not os.path.lexists(beside)
+    under = _read_with_bases(ours if of_project else beside, f"{base.origin}: base: ", (*above, real_path))
+    return _merge(under, root)
 
 
 def _read_file(path: Path, asked_by: str) -> Node:
-    """The root mapping of one file. `asked_by` says, for errors, which file's base it is."""
     try:
         text = path.read_bytes().decode("utf-8")
     except FileNotFoundError:
@@ -141,37 +152,35 @@ def _read_file(path: Path, asked_by: str) -> Node:
     except UnicodeDecodeError as error:
         raise UserError(f"{asked_by}{path} is not UTF-8 text (byte {error.start})") from None
     except (OSError, ValueError) as error:  # a directory, no permission; a NUL in the name is a ValueError
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{asked_by}{path} cannot be read ({reason})") from None
+        raise UserError(f"{asked_by}{path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
     root = _compose(text, lambda line: f"{path}, line {line + 1}")
-    if root is None or not isinstance(root.value, dict):
-        raise UserError(f"{path} must be a mapping of keys to values, not {root or 'empty'}")
+    is_mapping = root and isinstance(root.value, dict)
+    require(is_mapping, f"{path} must be a mapping of keys to values, not {root or 'empty'}")
     return root
 
 
-def _read_override(source: str, text: str) -> Node:
+def _read_override(source: str, dotted_key: str, text: str) -> Node:
+    """A root mapping that holds nothing but this key."""
     try:
         node = _compose(text, lambda line: source)
     except UserError:
-        node = None  # no YAML, such as the pattern [0-9]+: text, which any key but a str will refuse
-    return dataclasses.replace(node or Node(text, source), override=text)
+        node = None  # not YAML, such as the pattern [0-9]+: taken as text, which all keys but those of a str refuse
+    node = dataclasses.replace(node or Node(text, source), override=text)
+    for key in reversed(dotted_key.split(".")):
+        node = Node({key: node}, source, in_no_file=True)
+    return node
 
 
 def _compose(text: str, where: Callable[[int], str]) -> Node | None:
-    """YAML text to a Node; None where it holds nothing. `where` makes a line, from 0, into an origin.
-
-    Anchors, aliases and tags are refused. They and deep nesting are looked for in the event stream, which
-    is flat, before anything recursive sees the text.
-    """
+    """YAML text to a Node; None where it holds nothing. `where` turns a line number, from 0, into an origin."""
     try:
         depth = 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):  # a flat list, seen before the composer, which recurses
+            line = where(event.start_mark.line)
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > MAX_DEPTH:
-                raise UserError(f"{where(event.start_mark.line)}: more than {MAX_DEPTH} levels of nesting")
-            if getattr(event, "anchor", None) or getattr(event, "tag", None):
-                line = where(event.start_mark.line)
-                raise UserError(f"{line}: write the value out instead of an anchor (&), alias (*) or tag (!)")
+            require(depth <= MAX_DEPTH, f"{line}: more than {MAX_DEPTH} levels of nesting")
+            plain = not (getattr(event, "anchor", None) or getattr(event, "tag", None))
+            require(plain, f"{line}: write the value out instead of an anchor (&), alias (*) or tag (!)")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         raise UserError(f"{where(error.problem_mark.line)}: not valid YAML: {error.problem}") from None
@@ -193,11 +202,10 @@ def _node(node: yaml.Node, where: Callable[[int], str]) -> Node:
     mapping: dict[str, Node] = {}
     for key, value in node.value:
         line = where(key.start_mark.line)
-        if not isinstance(key, yaml.ScalarNode):
-            raise UserError(f"{line}: a key must be a word, not a list or mapping")
-        if key.value in mapping:
-            raise UserError(f'{line}: key "{key.value}" stands twice, first at {mapping[key.value].origin}')
-        # A value's line is its key's: that is where the eye looks, also for a list on the lines below.
+        require(isinstance(key, yaml.ScalarNode), f"{line}: a key must be a word, not a list or mapping")
+        first = mapping.get(key.value)
+        require(first is None, f'{line}: key "{key.value}" stands twice, first at {first and first.origin}')
+        # A value's line is that of its key, where a reader looks for it, even if it is a list on the lines below.
         mapping[key.value] = dataclasses.replace(_node(value, where), origin=line)
     return Node(mapping, origin)
 
@@ -205,7 +213,7 @@ def _node(node: yaml.Node, where: Callable[[int], str]) -> Node:
 def _merge(under: Node, over: Node, from_file: bool = True) -> Node:
     """`over` on top of `under`: mappings merge key by key, anything else is replaced.
 
-    A merged section counts as the upper file's; an override leaves it where it stands.
+    A merged section has the origin of the upper file; an override does not change a section's origin.
     """
     if not (isinstance(under.value, dict) and isinstance(over.value, dict)):
         return over
@@ -221,42 +229,27 @@ def _merge(under: Node, over: Node, from_file: bool = True) -> Node:
 def _section(cls: type, node: Node, name: str) -> Any:
     """A mapping to the dataclass `cls`. `name` is the section's dotted key, "" for the whole file."""
     section = f"section {name}" if name else "the top level"
-    kinds = get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    values = {}
+    kinds, values = get_type_hints(cls), {}
     for key, value in node.value.items():
-        if key not in fields:
-            hint = _found_deeper(cls, key) or nearest(key, fields) or f"; its keys are {', '.join(fields)}"
+        if key not in kinds:
+            sections = [(at, kind) for at, kind in kinds.items() if dataclasses.is_dataclass(kind)]
+            deeper = " or ".join(f"{at}.{key}" for at, kind in sections if key in get_type_hints(kind))
+            hint = nearest(key, kinds) or f"; its keys are {', '.join(kinds)}"
+            hint = f" (did you mean {deeper}?)" if deeper else hint  # such as unet.channels for channels
             raise UserError(f'{value.origin}: unknown key "{key}" in {section}{hint}')
         values[key] = _value(kinds[key], value, f"{name}.{key}" if name else key)
-    for key, field in fields.items():
-        if key not in values and field.default is field.default_factory is dataclasses.MISSING:
-            absent = ", which no file has," if node.in_no_file else ""
-            raise UserError(f'{node.origin}: {section}{absent} lacks the key "{key}", {_describe(kinds[key])}')
+    absent = ", which no file has," if node.in_no_file else ""
+    for field in dataclasses.fields(cls):
+        given = field.name in values or not (field.default is field.default_factory is dataclasses.MISSING)
+        lacks = f'lacks the key "{field.name}", {_describe(kinds[field.name])}'
+        require(given, f"{node.origin}: {section}{absent} {lacks}")
     try:
         return cls(**values)
-    except ValueError as error:  # the dataclass's own checks, in __post_init__
-        where = _named_in(str(error), node) or node.origin
+    except (ValueError, UserError) as error:  # the dataclass's own checks, in __post_init__
+        named = [_at(node, word.rstrip(".")) for word in re.findall(r"[\w.]+", str(error))]  # the keys in the message
+        origins = [value.origin for value in named if value and not isinstance(value.value, dict)]
+        where = " and ".join(dict.fromkeys(origins)) or node.origin
         raise UserError(f"{where}: {f'{section}: ' if name else ''}{error}") from error
-
-
-def _named_in(message: str, node: Node) -> str:
-    """Where the values stand that a message about the section `node` speaks of by their keys; "" if nowhere."""
-    origins = []
-    for word in re.findall(r"[\w.]+", message):
-        found: Node | None = node
-        for key in word.rstrip(".").split("."):
-            found = found.value.get(key) if found and isinstance(found.value, dict) else None
-        if found and not isinstance(found.value, dict):
-            origins.append(found.origin)
-    return " and ".join(dict.fromkeys(origins))
-
-
-def _found_deeper(cls: type, key: str) -> str:
-    """' (did you mean unet.channels?)' for `channels` that stands one level too high; else ''."""
-    sections = {name: kind for name, kind in get_type_hints(cls).items() if dataclasses.is_dataclass(kind)}
-    found = [f"{name}.{key}" for name, kind in sections.items() if key in get_type_hints(kind)]
-    return f" (did you mean {' or '.join(found)}?)" if found else ""
 
 
 def _value(kind: Any, node: Node, name: str) -> Any:
@@ -294,8 +287,8 @@ def _value(kind: Any, node: Node, name: str) -> Any:
 
 
 def _readings(kind: Any, node: Node) -> Iterator[Any]:
-    """A scalar as the annotation `kind`: its value, or nothing where the text is not of that kind."""
-    text = node.value
+    """Yields a scalar's value as the annotation `kind`, or nothing where the text is not of that kind."""
+    text, digits = node.value, node.value.replace("_", "")
     if get_origin(kind) is Literal:
         for choice in get_args(kind):
             if text == choice if isinstance(choice, str) else choice in _readings(type(choice), node):
@@ -304,17 +297,17 @@ def _readings(kind: Any, node: Node) -> Iterator[Any]:
         if (node.quoted or not _looks_typed(text)) and not UNWRITABLE.search(text):
             yield text
     elif kind not in WORDS:
-        raise TypeError(f"strict_yaml knows no annotation {kind}")
+        raise TypeError(f"train.config.load knows no annotation {kind}")
     elif node.quoted:
         return
     elif kind is NoneType and text in NULLS:
         yield None
     elif kind is bool and text.lower() in BOOLS:
         yield BOOLS[text.lower()]
-    elif kind is int and INT.fullmatch(text) and abs(int(text.replace("_", ""))) < 2**63:
-        yield int(text.replace("_", ""))
-    elif kind is float and FLOAT.fullmatch(text) and math.isfinite(float(text.replace("_", ""))):
-        yield float(text.replace("_", ""))
+    elif kind is int and INT.fullmatch(text) and abs(int(digits)) < 2**63:
+        yield int(digits)
+    elif kind is float and FLOAT.fullmatch(text) and math.isfinite(float(digits)):
+        yield float(digits)
 
 
 def _looks_typed(text: str) -> bool:

@@ -1,19 +1,25 @@
-"""One experiment: the sections of a config file, each a dataclass that stands beside what it configures."""
+"""The config of one experiment: its sections, what follows from them, and the checks that involve several of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from diffusion.loss import LossConfig
-from diffusion.sampling import SamplingConfig
 from diffusion.schedule import ScheduleConfig, timesteps
 from nets.condition import UserEncoderConfig
 from nets.unet import UNetConfig
 from nets.vae import VAEConfig
-from train.data.dataset import DataConfig
-from train.data.latents import LatentsConfig
-from train.engine.trainer import TrainingConfig
-from train.stages.vae_loss import VAELossConfig
+from train.base.errors import require
+from train.config.load import dump_yaml, load_yaml
+from train.config.sections import DataConfig, GenerationConfig, LatentsConfig, TrainingConfig, VAELossConfig
 
-# Pixels below which the last layers of the discriminator, or of VGG16, have nothing left to look at.
+# Widths that follow from others, so that a file may leave them out.
+DERIVED = {
+    "vae.image_channels": "data.channels",
+    "unet.latent_channels": "vae.latent_channels",
+    "user_encoder.dim": "unet.cross_attention_dim",
+}
+# The least height and width, in pixels, that the last layers of the discriminator and of VGG16 need.
 SMALLEST_IMAGE = {"adversarial_weight": 24, "perceptual_weight": 16}
 
 
@@ -30,49 +36,46 @@ class Config:
     schedule: ScheduleConfig
     ldm_loss: LossConfig
     ldm_training: TrainingConfig
-    sampling: SamplingConfig
+    sampling: GenerationConfig
 
-    def __post_init__(self):
-        """What no section can know alone: that they fit together."""
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more, not {self.seed}")
-        if self.unet.cross_attention_dim != self.user_encoder.dim:
-            raise ValueError(
-                f"unet.cross_attention_dim is {self.unet.cross_attention_dim} but user_encoder.dim is "
-                f"{self.user_encoder.dim}; give both the same width"
-            )
-        if self.unet.latent_channels != self.vae.latent_channels:
-            raise ValueError(
-                f"unet.latent_channels is {self.unet.latent_channels} but vae.latent_channels is "
-                f"{self.vae.latent_channels}; give both the same number"
-            )
-        if self.vae.image_channels != self.data.channels:
-            raise ValueError(
-                f"vae.image_channels is {self.vae.image_channels} but data.channels is {self.data.channels}; "
-                "give both the same number"
-            )
-        if self.data.resolution % self.vae.downscale:
-            raise ValueError(
-                f"data.resolution {self.data.resolution} cannot be halved {len(self.vae.channels) - 1} times by a VAE "
-                f"of {len(self.vae.channels)} levels; use a multiple of {self.vae.downscale}"
-            )
+    @classmethod
+    def read(cls, path: Path, overrides: Sequence[tuple[str, str, str]] = ()) -> "Config":
+        """The config in a file, changed by `overrides` (train/config/load.py)."""
+        return load_yaml(cls, path, overrides, DERIVED)
+
+    def as_yaml(self) -> str:
+        """The YAML text that `read` turns into an equal config."""
+        return dump_yaml(self, DERIVED)
+
+    def training(self, stage: str) -> TrainingConfig:
+        """The training section of `stage`, "vae" or "ldm"."""
+        return getattr(self, f"{stage}_training")
+
+    @property
+    def latent_side(self) -> int:
+        """Height and width of the latents."""
+        return self.data.resolution // self.vae.downscale
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(I, H, W) of an image."""
+        return self.data.channels, self.data.resolution, self.data.resolution
+
+    def __post_init__(self) -> None:
+        data, vae, sampling, trained = self.data, self.vae, self.sampling, self.schedule.num_train_timesteps
+        side, levels = data.resolution, len(vae.channels)
+        require(self.seed >= 0, f"seed must be 0 or more, not {self.seed}")
+        require(side % vae.downscale == 0, f"data.resolution {side} cannot be halved {levels - 1} times by a VAE of "
+                f"{levels} levels; use a multiple of {vae.downscale}")
         for term, smallest in SMALLEST_IMAGE.items():
-            if getattr(self.vae_loss, term) and self.data.resolution < smallest:
-                raise ValueError(
-                    f"vae_loss.{term} needs larger images: a data.resolution of at least {smallest}, "
-                    f"not {self.data.resolution}"
-                )
-        if self.sampling.steps > self.schedule.num_train_timesteps:
-            raise ValueError(
-                f"sampling.steps is {self.sampling.steps}, more than the {self.schedule.num_train_timesteps} of "
-                "schedule.num_train_timesteps"
-            )
+            require(not getattr(self.vae_loss, term) or side >= smallest,
+                    f"vae_loss.{term} needs larger images: a data.resolution of at least {smallest}, not {side}")
+        require(sampling.steps <= trained,
+                f"sampling.steps is {sampling.steps}, more than the {trained} of schedule.num_train_timesteps")
         try:
-            timesteps(self.schedule.num_train_timesteps, self.sampling.steps, self.sampling.spacing)
+            timesteps(trained, sampling.steps, sampling.spacing)
         except ValueError as error:
             raise ValueError(f"sampling.steps and sampling.spacing: {error}") from None
-        if self.latents.cache_latents and (self.data.horizontal_flip or self.data.vertical_flip):
-            raise ValueError(
+        require(not self.latents.cache_latents or not (data.horizontal_flip or data.vertical_flip),
                 "flipped images have no cached latents; set latents.cache_latents to false, or data.horizontal_flip "
-                "and data.vertical_flip"
-            )
+                "and data.vertical_flip")

@@ -1,11 +1,15 @@
-"""What a run leaves to be read: `metrics.jsonl`, TensorBoard where it is installed, `curves.png`."""
+"""What a run leaves to be read: `metrics.jsonl`, TensorBoard where it is installed, `curves.png`; and its speed."""
 
 import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from train.base import processes as parallel
 from train.base.files import replacing
-from train.runs.pictures import Curves, line_chart, save_picture
+from train.base.processes import rank
+from train.data.images import save_picture
+from train.runs.pictures import Curves, line_chart
 
 try:
     from torch.utils.tensorboard import SummaryWriter
@@ -20,7 +24,7 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, start_step: int):
-        self.writes = parallel.rank() == 0
+        self.writes = rank() == 0
         if not self.writes:
             return
         self.path = folder / "metrics.jsonl"
@@ -40,7 +44,7 @@ class RunLog:
             for name, value in values.items():
                 self.tensorboard.add_scalar(name, value, step)
 
-    def draw_curves(self, title: str, *names: str) -> None:
+    def save_curves(self, title: str, *names: str) -> None:
         """A picture of these metrics over the optimizer steps: the losses in one panel, PSNR, in dB, in its own."""
         if not self.writes:
             return
@@ -48,6 +52,29 @@ class RunLog:
         for name in names:
             panels[name.endswith("psnr")][name] = [(line["step"], line[name]) for line in self.lines if name in line]
         save_picture(line_chart(f"{title}, by optimizer step", panels), self.curves_path)
+
+
+class Speed:
+    """Images per second of training, without what is done between steps."""
+
+    def __init__(self):
+        self.images, self.since = 0, time.perf_counter()
+
+    def add(self, images: int) -> None:
+        self.images += images
+
+    def read(self) -> float:
+        """Images per second since the last reading."""
+        now = time.perf_counter()
+        speed = self.images / (now - self.since)
+        self.images, self.since = 0, now
+        return speed
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - began
 
 
 def _read_lines(path: Path) -> list[dict]:

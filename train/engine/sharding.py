@@ -3,7 +3,7 @@
 import torch
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
-from train.base import processes as parallel
+from train.base.processes import rank
 
 
 class ShardedAdamW(ZeroRedundancyOptimizer):
@@ -19,4 +19,4 @@ class ShardedAdamW(ZeroRedundancyOptimizer):
     def state_dict(self) -> dict:
         """AdamW's, whole, in the first process; nothing in the others, all of which must call this together."""
         self.consolidate_state_dict(to=0)
-        return super().state_dict() if parallel.rank() == 0 else {}
+        return super().state_dict() if rank() == 0 else {}

@@ -10,16 +10,8 @@ from types import FrameType
 NOT_DONE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again; Make stops at it
 
 
-class Stopped(Exception):
-    """The run has saved and ends. Commands print the message and exit with `status`."""
-
-    def __init__(self, message: str, status: int):
-        super().__init__(message)
-        self.status = status
-
-
 class Stop:
-    """Whether to stop after this step, and why. The first signal waits for the step; a second Ctrl-C does not."""
+    """Tells after each step whether to stop, and why. The first signal waits for the step; a second Ctrl-C does not."""
 
     def __init__(self, max_hours: float | None):
         self.max_hours = max_hours

@@ -1,96 +1,184 @@
-"""The loop that both trainings share: step, log, sample, save; and going on where a run has stopped."""
+"""The training loop: a stage's optimizer steps, from the run's last checkpoint to its last step."""
 
 import math
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import torch
+from torch import Tensor
+from tqdm import tqdm
 
-from train.base import processes as parallel
-from train.base.errors import UserError
-from train.base.files import DAMAGED
+from train.base.errors import SEE_MEMCHECK, Stopped, UserError, explaining_out_of_memory
+from train.base.processes import gather, on_main
 from train.base.progress import progress
-from train.engine.device import MixedPrecision, peak_memory
-from train.engine.log import RunLog
-from train.engine.optim import OptimConfig
-from train.engine.step import NotFinite, StepResult
-from train.engine.stopping import Stop, Stopped
-from train.runs.checkpoint import last_good, load_latest, save_checkpoint, set_aside_later
+from train.base.randomness import batch_rows, steps_per_epoch
+from train.base.units import gib
+from train.engine.device import peak_memory
+from train.engine.ema import EMA
+from train.engine.log import RunLog, Speed
+from train.engine.micro_batch import MicroBatch, unless_out_of_memory
+from train.engine.optim import learning_rate
+from train.engine.stage import Stage
+from train.engine.step import NotFinite, mean_losses
+from train.engine.stopping import Stop
+from train.runs.checkpoint import Unchanged, last_good, load_run, save_checkpoint, set_aside_later
 
 LOG_INTERVAL = 10  # optimizer steps
-MAX_LOST = 10  # windows in a row whose fp16 loss is not finite
-MAX_SKIPPED = 20  # windows in a row that fp16 overflow may skip: the loss scale has then fallen a million-fold
+MAX_LOST = 10  # steps in a row whose fp16 loss is not finite
+MAX_SKIPPED = 20  # steps in a row that fp16 overflow may skip: the loss scale has then fallen a million-fold
 TO_TRY = (
     "try a lower learning_rate, with which the run goes on from there, or, in another output_dir, longer warmup_steps "
     "or no mixed_precision"
 )
 
 
-@dataclass(frozen=True)
-class TrainingConfig:
-    output_dir: str
-    num_epochs: int
-    batch_size: int
-    """Images that go through the model at once (the micro-batch), in each process."""
-    gradient_accumulation_steps: int = 1
-    """Micro-batches in one optimizer step."""
-    auto_batch: bool = False
-    """Choose the micro-batch by the card's memory, and halve it when it does not fit; a step stays the same."""
-    mixed_precision: MixedPrecision = "no"
-    gradient_checkpointing: bool = False
-    ema_decay: float = 0.9999
-    ema_on_cpu: bool = False
-    """Keep the moving average in the CPU's memory; every step copies the weights there."""
-    sample_interval: int = 1000
-    """Optimizer steps between validations with pictures."""
-    save_interval: int = 1000
-    """Optimizer steps between checkpoints."""
-    keep_checkpoints: int = 2
-    """The last ones; the best is kept besides."""
-    max_hours: float | None = None
-    """Hours from the first step after which the run saves and stops, to be started again."""
-    shard_optimizer: bool = False
-    """Divide the optimizer's state among the processes of a torchrun; a single one keeps it all."""
-    optimizer: OptimConfig = OptimConfig()  # noqa: RUF009 (frozen)
+class Trainer:
+    """A run of a stage: its counters, its moving average, its checkpoints and its log."""
 
-    def __post_init__(self):
-        for name in ("num_epochs", "batch_size", "gradient_accumulation_steps", "sample_interval", "save_interval",
-                     "keep_checkpoints"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be in [0, 1), not {self.ema_decay}")
-        if self.max_hours is not None and not self.max_hours > 0:
-            raise ValueError(f"max_hours must be positive, not {self.max_hours}")
+    def __init__(self, stage: Stage, micro_batch: MicroBatch, device: torch.device):
+        self.stage, self.training, self.micro_batch, self.device = stage, stage.training, micro_batch, device
+        self.train_rows = stage.split.train
+        epoch = steps_per_epoch(len(self.train_rows), self.training.images_per_step)
+        self.total_steps = self.training.num_epochs * epoch
+        self.step = 0
+        self.ema = EMA(stage.model, self.training.ema_decay, self.training.ema_on_cpu)
+        self.best = Best(stage.metric, stage.better)
+        self.inputs = Unchanged(**stage.inputs())
+        self.overflows = Overflows()
+        self.checkpoints = Path(self.training.output_dir) / "checkpoints"
 
-    @property
-    def window(self) -> int:
-        """Images that one optimizer step learns from, in all processes together."""
-        return self.batch_size * self.gradient_accumulation_steps
+    def run(self, check_memory: Callable[[], None]) -> None:
+        """Take the optimizer steps that are left. `check_memory` is called after each of them."""
+        stage, training, learner, micro_batch = self.stage, self.training, self.stage.learner, self.micro_batch
+        with self.running() as bar:
+            while self.step < self.total_steps:
+                batch = losses = totals = None  # those of an attempt that failed give their memory back
+                rows = self.rows_of(self.step)  # B
+                batch = stage.draw(self.step, rows)
+                rate = learning_rate(training.optimizer, self.step, self.total_steps)
+                learner.set_learning_rate(rate)
 
+                losses = partial(stage.losses, batch)
+                totals = unless_out_of_memory(learner.accumulate, losses, len(rows), micro_batch.size)
+                if totals is None:
+                    micro_batch.halve()
+                    continue  # draw the same batch again, and learn from it in smaller pieces
+                grad_norm = learner.clip()
+                means = mean_losses(totals)
+                if not learner.step(means["loss"], grad_norm):
+                    self.overflows.add(self.step, means["loss"])
+                    continue  # draw the same batch again, and learn from it at a lower loss scale
+                self.ema.update(stage.model)
+                means |= stage.after_step(batch, rate, micro_batch)
+                self.step += 1
+                del batch, losses, totals  # before a validation needs their memory
 
-class Stateful(Protocol):
-    """What a checkpoint holds; all processes ask for it together, and the first one's answer is saved."""
+                check_memory()
+                self.log(bar, len(rows), grad_norm, means)
+                is_best = self.due(training.sample_interval) and self.validate()
+                stopped = self.why_stop()
+                if self.due(training.save_interval) or is_best or stopped:
+                    self.save(is_best)
+                if stopped:
+                    raise Stopped(*stopped)
 
-    def state_dict(self) -> dict: ...
-    def load_state_dict(self, state: dict) -> object: ...
+    # ---- the run around its steps
+
+    def resume(self) -> None:
+        """Continue from the newest whole checkpoint. Nothing is written. UserError where it is of another run."""
+        self.step = load_run(self.checkpoints, self.total_steps, self.state())
+
+    def state(self) -> dict:
+        """All that a checkpoint holds."""
+        learner = self.stage.learner
+        return {"inputs": self.inputs, **self.stage.state(), "ema": self.ema, "optimizer": learner.optimizer,
+                "scaler": learner.scaler, "micro_batch": self.micro_batch, "best": self.best}  # fmt: skip
+
+    @contextmanager
+    def running(self) -> Iterator[tqdm]:
+        """Sets up log, clock and signals around the steps; NotFinite becomes a sentence that says what to try."""
+        title = self.stage.title
+        on_main(partial(set_aside_later, self.checkpoints, self.step))
+        if self.step:
+            print(f"{title}: going on after step {self.step} of {self.total_steps}", file=sys.stderr)
+        self.run_log = RunLog(Path(self.training.output_dir), self.step)
+        self.speed, self.stop = Speed(), Stop(self.training.max_hours)  # their time begins now
+        try:
+            with (
+                self.stop.listening(),
+                progress(total=self.total_steps, initial=self.step, desc=title, unit="step") as bar,
+            ):
+                yield bar
+        except NotFinite as error:
+            good = last_good(self.checkpoints)
+            raise UserError(f"{title}: step {self.step + 1}: {error}; {good}; {TO_TRY}") from None
+
+    def rows_of(self, step: int) -> Tensor:
+        """Which images of the data set a step learns from."""
+        seed, batch = self.stage.config.seed, self.training.images_per_step
+        return self.train_rows[batch_rows(seed, step, len(self.train_rows), batch)]
+
+    def due(self, interval: int) -> bool:
+        return self.step % interval == 0 or self.step == self.total_steps
+
+    def log(self, bar: tqdm, images: int, grad_norm: float, means: dict[str, float]) -> None:
+        bar.update()
+        self.speed.add(images)
+        if self.due(LOG_INTERVAL):
+            speed, memory = self.speed.read(), peak_memory(self.device)
+            self.run_log.write(
+                self.step, **means, grad_norm=grad_norm, images_per_second=speed, peak_memory_bytes=memory
+            )
+            whose = "" if self.device.type == "cuda" else "process "  # where tensors alone cannot be counted
+            figures = f"{speed:.1f} images/s, {whose}{gib(memory)} GiB"
+            bar.set_postfix_str(f"loss {means['loss']:.4f}, {figures}", refresh=False)
+
+    def validate(self) -> bool:
+        """Whether the averaged model is the best so far. Where memory for it runs out, the run saves and ends."""
+        with self.speed.paused():
+            try:
+                metrics = on_main(self.validated)
+            except UserError as error:
+                self.save(is_best=False)
+                saved = f"saved after step {self.step} of {self.total_steps}"
+                raise UserError(f"{self.stage.title}: {error}; {saved}") from None
+            self.run_log.write(self.step, **metrics)
+            self.run_log.save_curves(self.stage.title, *self.stage.curves)
+        return self.best.improved_by(metrics)
+
+    def validated(self) -> dict[str, float]:
+        sentence = f"out of memory while validating and drawing: {{}}; {SEE_MEMCHECK}"
+        with explaining_out_of_memory(sentence), self.ema.averaged(self.stage.model) as averaged:
+            return self.stage.validate(averaged, self.step, self.micro_batch)
+
+    def save(self, is_best: bool) -> None:
+        with self.speed.paused():
+            state = {name: part.state_dict() for name, part in self.state().items()}
+            keep = self.training.keep_checkpoints
+            on_main(partial(save_checkpoint, self.checkpoints, self.step, state, keep, is_best))
+
+    def why_stop(self) -> tuple[str, int] | None:
+        """The sentence and the exit status with which to stop now: any process's, in all of them."""
+        with self.speed.paused():  # for the slowest process
+            reasons = gather(self.stop.reason(self.step == self.total_steps))
+        reason = next(filter(None, reasons), None)
+        saved = f"saved after step {self.step} of {self.total_steps}; start again to go on"
+        return reason and (f"{self.stage.title}: {reason[0]}: {saved}", reason[1])
 
 
 class Best:
-    """The best validation so far; `choose`, min or max, tells which of two values of the metric is the better."""
+    """The best validation so far; `better`, min or max, tells which of two values of the metric that is."""
 
-    def __init__(self, metric: str, choose: Callable[..., float]):
-        self.metric, self.choose = metric, choose
+    def __init__(self, metric: str, better: Callable[..., float]):
+        self.metric, self.better = metric, better
         self.value: float | None = None
 
     def improved_by(self, metrics: dict[str, float]) -> bool:
         new = metrics[self.metric]
-        if not math.isfinite(new) or (self.value is not None and self.choose(self.value, new) == self.value):
+        if not math.isfinite(new) or (self.value is not None and self.better(self.value, new) == self.value):
             return False
         self.value = new
         return True
@@ -102,130 +190,22 @@ class Best:
         self.value = state["value"]
 
 
-def train(
-    title: str,
-    config: TrainingConfig,
-    total_steps: int,
-    step: int,
-    state: dict[str, Stateful],
-    take_step: Callable[[int], StepResult],
-    validate: Callable[[int], dict[str, float]],
-    best: Best,
-    curves: tuple[str, ...],
-    device: torch.device,
-) -> None:
-    """Bring `state` from the `step` that `resume` gave to `total_steps` optimizer steps.
-
-    take_step(step) makes optimizer step `step` (from 0) and changes `state`; validate(step) writes pictures
-    and gives metrics. A step that fp16 overflow left out is tried again on the same samples.
-
-    Raises UserError where a loss is not finite, or memory for the validation runs out, and Stopped where the run was
-    asked to end before; what it has saved in the last two cases is what a run without end has after this step.
-    """
-    folder = Path(config.output_dir)
-    checkpoints = folder / "checkpoints"
-    stop = Stop(config.max_hours)
-    parallel.on_main(partial(set_aside_later, checkpoints, step))
-    if step:
-        print(f"{title}: going on after step {step} of {total_steps}", file=sys.stderr)
-    log = RunLog(folder, step)
-
-    def save(better: bool) -> None:
-        saved = {name: part.state_dict() for name, part in state.items()}
-        parallel.on_main(partial(save_checkpoint, checkpoints, step, saved, config.keep_checkpoints, better))
-
-    with stop.listening(), progress(total=total_steps, initial=step, desc=title, unit="step") as bar:
-        images, logged_time = 0, time.perf_counter()
-        while step < total_steps:
-            try:
-                result = _taken(take_step, step)
-            except NotFinite as error:
-                raise UserError(f"{title}: step {step + 1}: {error}; {last_good(checkpoints)}; {TO_TRY}") from None
-            step, images = step + 1, images + result.images
-            bar.update()
-            if step % LOG_INTERVAL == 0 or step == total_steps:
-                now = time.perf_counter()
-                speed = images / (now - logged_time)
-                images, logged_time = 0, now
-                memory = peak_memory(device)
-                log.write(step, **result.losses, grad_norm=result.grad_norm, images_per_second=speed,
-                          peak_memory_bytes=memory)  # fmt: skip
-                whose = "" if device.type == "cuda" else "process "  # where tensors alone cannot be counted
-                figures = f"{speed:.1f} images/s, {whose}{memory / 2**30:.2f} GiB"
-                bar.set_postfix_str(f"loss {result.losses['loss']:.4f}, {figures}", refresh=False)
-            better, paused = False, time.perf_counter()
-            if step % config.sample_interval == 0 or step == total_steps:
-                try:
-                    metrics = parallel.on_main(partial(_validated, validate, step))
-                except UserError as error:
-                    save(better)
-                    raise UserError(f"{title}: {error}; saved after step {step} of {total_steps}") from None
-                log.write(step, **metrics)
-                log.draw_curves(title, *curves)
-                better = best.improved_by(metrics)
-            reasons = parallel.gather(stop.reason(step == total_steps))
-            reason = next(filter(None, reasons), None)  # of any process, in all of them
-            if step % config.save_interval == 0 or step == total_steps or better or reason:
-                save(better)
-            logged_time += time.perf_counter() - paused  # the speed is that of training
-            if reason:
-                why, status = reason
-                raise Stopped(f"{title}: {why}: saved after step {step} of {total_steps}; start again to go on", status)
-
-
-def _taken(take_step: Callable[[int], StepResult], step: int) -> StepResult:
-    """Take step `step`, again and again while fp16 overflow leaves it out.
+class Overflows:
+    """Counts how often in a row one step had to be skipped because of fp16 overflow.
 
     The loss scale falls meanwhile, which helps gradients that overflow, but not a loss that is not finite itself.
     """
-    skipped = lost = 0
-    while not (result := take_step(step)).taken:
-        skipped += 1
-        lost = 0 if math.isfinite(result.losses["loss"]) else lost + 1
-        if lost == MAX_LOST:
-            raise NotFinite(f"the loss was not finite {lost} times in a row")
-        if skipped > MAX_SKIPPED:
-            raise NotFinite(f"fp16 gradients overflowed {skipped} times in a row")
-    return result
 
+    def __init__(self):
+        self.step, self.skipped, self.lost = 0, 0, 0
 
-def _validated(validate: Callable[[int], dict[str, float]], step: int) -> dict[str, float]:
-    try:
-        return validate(step)
-    except torch.OutOfMemoryError as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"out of memory while validating and drawing: {reason}; python -m train.memcheck shows what takes how much"
-        ) from None
-
-
-def total_steps(samples: int, config: TrainingConfig) -> int:
-    return config.num_epochs * math.ceil(samples / config.window)
-
-
-def resume(config: TrainingConfig, total_steps: int, state: dict[str, Stateful]) -> int:
-    """Load the run's newest whole checkpoint into `state`; the step that it was saved after, or 0.
-
-    Nothing is written. UserError where the checkpoint is not one of this run, or of more than `total_steps` steps.
-    """
-    found = load_latest(Path(config.output_dir) / "checkpoints")
-    if found is None:
-        return 0
-    if found.step > total_steps:
-        raise UserError(
-            f"{found.path}: the run has already taken {found.step} steps, more than the {total_steps} asked for; "
-            "raise num_epochs"
-        )
-    saved = found.state
-    if saved.keys() != state.keys():
-        raise UserError(
-            f"{found.path}: holds {', '.join(saved)}, this run {', '.join(state)}; use another output_dir"
-        )
-    for name, part in state.items():
-        try:
-            part.load_state_dict(saved[name])
-        except UserError as error:
-            raise UserError(f"{found.path}: {error}") from None
-        except DAMAGED as error:
-            raise UserError(f"{found.path}: the {name} in it is of another model; use another output_dir") from error
-    return found.step
+    def add(self, step: int, loss: float) -> None:
+        """Count one more; NotFinite after too many."""
+        if step != self.step:
+            self.step, self.skipped, self.lost = step, 0, 0
+        self.skipped += 1
+        self.lost = 0 if math.isfinite(loss) else self.lost + 1
+        if self.lost == MAX_LOST:
+            raise NotFinite(f"the loss was not finite {self.lost} times in a row")
+        if self.skipped > MAX_SKIPPED:
+            raise NotFinite(f"fp16 gradients overflowed {self.skipped} times in a row")

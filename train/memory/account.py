@@ -1,10 +1,10 @@
-"""Whose memory it is: a trace summed up by component and category, at its peak and over time.
+"""Sums of a trace by component and category, at its peak and over time.
 
-Bytes are those that operators ask for ("requested"); what the card gives for them is the allocator's matter.
+All bytes are those that operators request; allocator.py works out how much memory the GPU gives for them.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,18 +14,12 @@ from train.memory.trace import Storage, Trace
 CATEGORIES = ("weights", "gradients", "optimizer state", "half copies", "activations", "temporaries")
 HEADINGS = {category: category for category in CATEGORIES} | {"activations": "kept for backward"}
 OUTSIDE = "outside the models"  # inputs, noise, losses
-OPTIMIZER = "optimizer-wide"  # what clipping, AdamW and the average take for all parameters at once
-
-
-def component(storage: Storage) -> str:
-    if storage.module:
-        return storage.module.split(".")[0]
-    return OPTIMIZER if storage.phase in ("optimizer", "EMA") else OUTSIDE
+OPTIMIZER = "optimizer-wide"  # clipping, AdamW and the EMA, for all parameters at once
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The moment at which most memory is alive, and the operator whose result was the last straw."""
+    """The moment at which the most memory is alive, and the operator whose result reached it."""
 
     bytes: int
     clock: int
@@ -35,7 +29,7 @@ class Peak:
 
 
 class Account:
-    """Storages in the order of their births, with the sums that can be asked of them."""
+    """The storages of a trace in the order of their births, and sums over them."""
 
     def __init__(self, trace: Trace):
         self.storages = trace.storages
@@ -45,68 +39,70 @@ class Account:
         self.born = np.array([s.born for s in self.storages])
         self.died = np.array([s.died or self.end for s in self.storages])
         self.category = [s.category or "temporaries" for s in self.storages]
-        self.component = [component(s) for s in self.storages]
+        elsewhere = {"optimizer": OPTIMIZER, "EMA": OPTIMIZER}
+        self.component = [s.module.split(".")[0] or elsewhere.get(s.phase, OUTSIDE) for s in self.storages]
 
     def with_sizes(self, sizes: np.ndarray) -> "Account":
-        """The same births and deaths, of storages of these sizes (`storages` still say what they were)."""
+        """A copy with these sizes in `bytes`; `storages` keep the traced sizes."""
         other = copy.copy(self)
         other.bytes = sizes
         return other
 
-    def live(self, sizes: np.ndarray | None = None, of: np.ndarray | None = None) -> np.ndarray:
-        """Bytes alive at each tick of the clock, of all storages or of those that the mask `of` chooses."""
-        sizes = self.bytes if sizes is None else sizes
-        sizes = sizes if of is None else np.where(of, sizes, 0)
+    def live(self, sizes: np.ndarray | None = None, mask: np.ndarray | None = None) -> np.ndarray:
+        """Bytes alive at each tick of the clock, over all storages or those that `mask` selects."""
+        sizes = np.where(True if mask is None else mask, self.bytes if sizes is None else sizes, 0)
         change = np.zeros(self.end + 1, dtype=np.int64)
         np.add.at(change, self.born, sizes)
         np.add.at(change, self.died, -sizes)
         return change.cumsum()[: self.end]
 
     def peak(self, phase: str | None = None) -> Peak:
-        """The highest moment of all, or of one phase."""
+        """The peak of the whole trace, or of one phase."""
         live = self.live()
         births = self.born if phase is None else self.born[self.of_phases((phase,))]
         clock = int(births[live[births].argmax()])
-        last = self.storages[int(np.searchsorted(self.born, clock))]
-        return Peak(int(live[clock]), clock, last.phase, last.operator, last.module)
+        storage = self.storages[int(np.searchsorted(self.born, clock))]
+        return Peak(int(live[clock]), clock, storage.phase, storage.operator, storage.module)
 
     def phases(self) -> list[str]:
         return list(dict.fromkeys(s.phase for s in self.storages))
 
     def of_phases(self, phases: Sequence[str]) -> np.ndarray:
-        """Which storages are born in one of these phases."""
+        """Mask of the storages that are born in one of these phases."""
         return np.array([s.phase in phases for s in self.storages])
 
     def alive(self, clock: int) -> np.ndarray:
         return (self.born <= clock) & (clock < self.died)
 
     def table(self, clock: int) -> dict[str, dict[str, int]]:
-        """Bytes alive at this moment: component, then category."""
+        """Bytes alive at this moment, by component, then category."""
         rows = [*dict.fromkeys(c for c in self.component if c not in (OPTIMIZER, OUTSIDE)), OPTIMIZER, OUTSIDE]
+        return self._sums(clock, self.component.__getitem__, rows)
+
+    def modules(self, clock: int, depth: int = 3) -> dict[str, dict[str, int]]:
+        """Bytes alive at this moment, by module, then category; module names are cut to `depth` parts."""
+
+        def name_of(i: int) -> str:
+            names = self.storages[i].module.split(".")
+            nested = names[1:2] in (["unet"], ["encoder"], ["decoder"])  # a model inside a model, such as EMA.unet
+            return ".".join(names[: depth + nested]) or self.component[i]
+
+        return self._sums(clock, name_of)
+
+    def _sums(self, clock: int, row_of: Callable[[int], str], rows: Sequence[str] = ()) -> dict[str, dict[str, int]]:
         sums = {row: dict.fromkeys(CATEGORIES, 0) for row in rows}
         for i in np.flatnonzero(self.alive(clock)):
-            row = sums[self.component[i]]
+            row = sums.setdefault(row_of(i), dict.fromkeys(CATEGORIES, 0))
             row[self.category[i]] += int(self.bytes[i])
         return sums
 
     def largest(self, clock: int, count: int) -> list[tuple[int, Storage]]:
-        """The largest storages alive at this moment that are neither weights nor made from them."""
+        """The largest activations and temporaries alive at this moment, with their bytes."""
         alive = [i for i in np.flatnonzero(self.alive(clock)) if self.category[i] in ("activations", "temporaries")]
         alive.sort(key=lambda i: -self.bytes[i])
         return [(int(self.bytes[i]), self.storages[i]) for i in alive[:count]]
 
     def of_category(self, category: str, clock: int | None = None) -> int:
-        """Bytes of a category alive at a moment, or over the whole trace at most."""
-        live = self.live(of=np.array([c == category for c in self.category]))
+        """Bytes of a category alive at a moment, or its maximum over the whole trace."""
+        live = self.live(mask=np.array([c == category for c in self.category]))
         return int(live.max() if clock is None else live[clock])
-
-    def modules(self, clock: int, depth: int = 3) -> dict[str, dict[str, int]]:
-        """Bytes alive at this moment by module, cut off after `depth` names (of its model), then by category."""
-        sums: dict[str, dict[str, int]] = {}
-        for i in np.flatnonzero(self.alive(clock)):
-            names = self.storages[i].module.split(".")
-            nested = names[1:2] in (["unet"], ["encoder"], ["decoder"])  # EMA.unet, VAE.decoder: models in models
-            name = ".".join(names[: depth + nested]) or self.component[i]
-            row = sums.setdefault(name, dict.fromkeys(CATEGORIES, 0))
-            row[self.category[i]] += int(self.bytes[i])
-        return sums

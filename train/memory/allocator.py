@@ -1,23 +1,22 @@
-"""What a card gives for what is asked: torch's caching allocator, replayed.
+"""A replay of torch's caching allocator: how much GPU memory the requests of a trace take.
 
-The rules of c10/cuda/CUDACachingAllocator.cpp with its default settings:
+The rules are those of c10/cuda/CUDACachingAllocator.cpp with its default settings:
 
 - a request is rounded up to 512 bytes;
-- requests up to 1 MiB are served from segments of 2 MiB; larger ones, below 10 MiB, from segments of 20 MiB;
-  the rest from segments of their own, rounded up to 2 MiB;
-- the smallest free block that is large enough is used, and split if what remains is at least 512 bytes
-  (small) or more than 1 MiB (large);
-- a block that is freed is joined with its free neighbours; a segment is given back to the card only when a
-  request would not fit otherwise.
+- requests up to 1 MiB are served from segments of 2 MiB; larger ones, below 10 MiB, from segments of 20 MiB; the rest
+  from segments of their own, rounded up to 2 MiB;
+- the smallest free block that is large enough is used, of equal ones that with the lowest address (here segments lie in
+  the order of their making), and split if what remains is at least 512 bytes (small) or more than 1 MiB (large);
+- a freed block is merged with its free neighbours; a segment is given back only when a request would not fit otherwise.
 
-"Allocated" is the sum of the blocks in use, "reserved" that of the segments. Addresses within a pool decide
-which of two equal blocks is taken: here segments lie in the order in which they were made.
+"Allocated" is the sum of the blocks in use, "reserved" the sum of the segments.
 """
 
 import copy
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,20 +30,19 @@ ADDRESS = 2**48 - 1
 
 
 def rounded(sizes: np.ndarray) -> np.ndarray:
-    """What requests become: multiples of 512 bytes."""
+    """Sizes of requests, rounded up to 512 bytes."""
     return -(-sizes // UNIT) * UNIT
 
 
 class OutOfMemory(Exception):
-    """The request would not fit on the card, even after all free segments were given back."""
+    """A request does not fit on the GPU, even after all free segments were given back."""
 
 
 class CachingAllocator:
-    """The card's memory, `limit` bytes of it or as much as is asked for, and who has it.
+    """The blocks and segments of a GPU with `limit` bytes, or without a limit.
 
-    A block is the number size << 48 | address, in bytes: numbers sort as pairs do, and faster. Addresses are of no
-    card: each segment begins behind the one that was made before it, with a gap, so that blocks of two segments are
-    never neighbours.
+    A block is the integer size << 48 | address, in bytes, which sorts like the pair, but faster. Addresses are
+    invented, with a gap after each segment, so that blocks of two segments are never neighbours.
     """
 
     def __init__(self, limit: int | None = None):
@@ -52,25 +50,24 @@ class CachingAllocator:
         self.allocated = self.reserved = 0
         self.peak_allocated = self.peak_reserved = 0
         self._segments: set[int] = set()  # as blocks
-        self._used: dict[int, int] = {}  # blocks, by the number of their request
+        self._used: dict[int, int] = {}  # blocks by the index of their request
         self._free: tuple[list, list] = ([], [])  # large and small blocks, sorted
-        self._free_from: dict[int, int] = {}  # free blocks by their address
-        self._free_until: dict[int, int] = {}  # and by their end
+        self._free_from: dict[int, int] = {}  # free blocks by start address
+        self._free_until: dict[int, int] = {}  # free blocks by end address
         self._next_address = 0
 
     def copied(self, limit: int | None) -> "CachingAllocator":
-        """The same state, to go on from in another way."""
+        """An independent copy of this state with another limit."""
         other = copy.copy(self)
-        other.limit = limit
-        other._free = (self._free[0].copy(), self._free[1].copy())
+        other.limit, other._free = limit, tuple(pool.copy() for pool in self._free)
         for name in ("_segments", "_used", "_free_from", "_free_until"):
             setattr(other, name, getattr(self, name).copy())
         return other
 
     def serve(self, events: Iterable[int], sizes: Sequence[int]) -> None:
-        """Event i asks for sizes[i] bytes (of `rounded`), event ~i gives them back. Raises OutOfMemory.
+        """Event i requests sizes[i] bytes (already `rounded`), event ~i frees them. Raises OutOfMemory.
 
-        One loop over plain numbers, since it runs some millions of times.
+        It is one loop over plain integers because it runs millions of times.
         """
         used, free_from, free_until, allocated = self._used, self._free_from, self._free_until, self.allocated
         large_and_small, peak = self._free, self.peak_allocated
@@ -115,8 +112,8 @@ class CachingAllocator:
         self.allocated, self.peak_allocated = allocated, peak
 
     def _new_segment(self, size: int, small: bool) -> tuple[int, int]:
-        own = -(-size // LARGE_UNIT) * LARGE_UNIT
-        segment = SMALL_SEGMENT if small else MEDIUM_SEGMENT if size < MEDIUM else own
+        large = -(-size // LARGE_UNIT) * LARGE_UNIT
+        segment = SMALL_SEGMENT if small else MEDIUM_SEGMENT if size < MEDIUM else large
         if self.limit is not None and self.reserved + segment > self.limit:
             self._release_free_segments()
             if self.reserved + segment > self.limit:
@@ -138,9 +135,10 @@ class CachingAllocator:
 
 
 class Replay:
-    """A trace's requests, served in their order by an allocator, for this batch or another, on any card.
+    """Serves the requests of a trace in order, at any batch size and on any GPU.
 
-    `growing` says which storages change with the batch: what comes before the first of them is served once.
+    `growing` marks the storages whose size depends on the batch; requests before the first of these
+    are the same at any batch, so they are replayed once and the state is copied.
     """
 
     def __init__(self, account: Account, growing: np.ndarray | None = None):
@@ -149,23 +147,34 @@ class Replay:
         order = np.argsort(times, kind="stable")
         self._events = np.concatenate([storages, ~storages])[order[times[order] < account.end]].tolist()
         first = int(growing.argmax()) if growing is not None and growing.any() else 0
-        self._same = self._events.index(first)
-        self._begun = CachingAllocator()
-        self._begun.serve(self._events[: self._same], rounded(account.bytes).tolist())
+        self._prefix = self._events.index(first)
+        self._after_prefix = CachingAllocator()
+        self._after_prefix.serve(self._events[: self._prefix], rounded(account.bytes).tolist())
 
     def serve(self, sizes: np.ndarray | None = None, limit: int | None = None) -> CachingAllocator:
-        """The allocator afterwards; `sizes` instead of the trace's own for another batch.
-
-        Raises OutOfMemory where `limit` bytes are not enough.
-        """
+        """The allocator after all requests, of the traced sizes or these; OutOfMemory if `limit` bytes are too few."""
         sizes = self.account.bytes if sizes is None else sizes
-        enough = limit is None or self._begun.peak_reserved <= limit
-        allocator = self._begun.copied(limit) if enough else CachingAllocator(limit)
-        allocator.serve(self._events[self._same :] if enough else self._events, rounded(sizes).tolist())
+        reuse = limit is None or self._after_prefix.peak_reserved <= limit
+        allocator = self._after_prefix.copied(limit) if reuse else CachingAllocator(limit)
+        allocator.serve(self._events[self._prefix :] if reuse else self._events, rounded(sizes).tolist())
         return allocator
 
 
 @lru_cache(maxsize=32)
 def served(account: Account) -> CachingAllocator:
-    """The allocator of a card without a limit, after this trace."""
+    """The allocator of a GPU without a memory limit, after this trace."""
     return Replay(account).serve()
+
+
+class Peaks(NamedTuple):
+    """Peaks of a run in bytes: requested by operators, allocated in blocks, reserved in segments."""
+
+    requested: int
+    allocated: int
+    reserved: int
+
+
+def peaks_of(account: Account, workspace: int = 0) -> Peaks:
+    """The peaks of a trace; the bytes of a workspace that exists throughout are added to each."""
+    peaks = account.peak().bytes, served(account).peak_allocated, served(account).peak_reserved
+    return Peaks(*(peak + workspace for peak in peaks))

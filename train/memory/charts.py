@@ -1,4 +1,4 @@
-"""The account in pictures: live memory through one step, and what each module holds at the peak."""
+"""Pictures of the account: live memory through one step, and the memory of each module at the peak."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -6,15 +6,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from train.base.units import MiB
+from train.data.images import save_picture
 from train.memory.account import CATEGORIES, HEADINGS, Account
-from train.runs.pictures import COLOURS, INK, PAPER, RULE, save_picture, text_font
+from train.runs.pictures import COLOURS, INK, PAPER, RULE, text_font
 
-MiB = 2**20
 SIZE = (960, 460)
 PALETTE = (*COLOURS, (140, 86, 75), (23, 190, 207), (127, 127, 127))
 
 
-def draw_charts(account: Account, folder: Path) -> None:
+def save_charts(account: Account, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_picture(timeline(account, "category"), folder / "memory_timeline.png")
     save_picture(timeline(account, "component"), folder / "memory_components.png")
@@ -22,80 +23,74 @@ def draw_charts(account: Account, folder: Path) -> None:
 
 
 def timeline(account: Account, by: str) -> Image.Image:
-    """Bytes alive at each birth and death, stacked by "category" or "component", with phases marked."""
+    """Chart of the bytes alive through one step, stacked by "category" or "component", with the phases marked."""
     labels = np.array(getattr(account, by))
     names = [c for c in CATEGORIES if c in labels] if by == "category" else list(account.table(0))
     start = next(s.born for s in account.storages if s.phase in ("inputs", "sampling"))
     colours = [PALETTE[(CATEGORIES if by == "category" else names).index(name) % len(PALETTE)] for name in names]
-    layers = np.stack([account.live(of=labels == name)[start:] for name in names])
+    layers = np.stack([account.live(mask=labels == name)[start:] for name in names])
     total = layers.sum(0)
-    highest, length = int(total.max()), len(total)
-    font = text_font()
+    highest, length, font = int(total.max()), len(total), text_font()
     canvas = Image.new("RGB", SIZE, PAPER)
-    draw = ImageDraw.Draw(canvas)
+    brush = ImageDraw.Draw(canvas)
     left, right, top, bottom = 84, SIZE[0] - 16, 34, SIZE[1] - 74
     scale = (bottom - top) / highest
     edges = np.linspace(0, length, right - left + 1).astype(int)
     for x, (first, last) in enumerate(pairwise(edges), start=left):
-        moment = first + int(total[first : max(last, first + 1)].argmax())  # the highest one in this column
+        moment = first + int(total[first : max(last, first + 1)].argmax())  # of the highest total in this column
         heights = layers[:, moment].cumsum() * scale
         for i in reversed(range(len(names))):
-            draw.line([(x, bottom), (x, bottom - heights[i])], colours[i])
+            brush.line([(x, bottom), (x, bottom - heights[i])], colours[i])
     for tick in range(0, highest + 1, _round_step(highest)):
         y = bottom - tick * scale
-        draw.line([(left - 4, y), (left, y)], INK)
-        draw.text((left - 8, y), f"{tick / MiB:,.0f} MiB", INK, font, anchor="rm")
+        brush.line([(left - 4, y), (left, y)], INK)
+        brush.text((left - 8, y), f"{tick / MiB:,.0f} MiB", INK, font, anchor="rm")
     changes = [s for before, s in pairwise(account.storages) if s.born >= start and s.phase != before.phase]
     borders = [left + (s.born - start) / length * (right - left) for s in changes] + [right]
     for storage, (x, end) in zip(changes, pairwise(borders), strict=True):
-        draw.line([(x, top), (x, bottom + 4)], RULE)
-        if end - x > font.getlength(storage.phase):  # others pass in no time
-            draw.text(((x + end) / 2, bottom + 6), storage.phase, INK, font, anchor="mt")
-    draw.text(((left + right) / 2, bottom + 22), "time, in births and deaths of tensors", INK, font, anchor="mt")
+        brush.line([(x, top), (x, bottom + 4)], RULE)
+        if end - x > font.getlength(storage.phase):  # shorter phases have no room for their name
+            brush.text(((x + end) / 2, bottom + 6), storage.phase, INK, font, anchor="mt")
+    brush.text(((left + right) / 2, bottom + 22), "time, in births and deaths of tensors", INK, font, anchor="mt")
     title = f"Memory alive through one step, by {by}; at most {highest / MiB:,.0f} MiB (predicted)"
-    draw.text((left, 10), title, INK, font)
-    _legend(draw, dict(zip(names, colours, strict=True)), left, SIZE[1] - 24)
+    brush.text((left, 10), title, INK, font)
+    _legend(brush, dict(zip(names, colours, strict=True)), left, SIZE[1] - 24)
     return canvas
 
 
 def _round_step(highest: int) -> int:
-    """1, 2 or 5 times a power of ten MiB (or 1 MiB), so that about five of it make the highest."""
+    """Tick distance for about five ticks: 1, 2 or 5 times a power of ten MiB, and at least 1 MiB."""
     wanted = max(highest / 5 / MiB, 1)
     power = 10 ** int(np.log10(wanted))
     return int(min((m * power for m in (1, 2, 5, 10)), key=lambda step: abs(step - wanted))) * MiB
 
 
-def _legend(draw: ImageDraw.ImageDraw, colours: dict[str, tuple[int, int, int]], left: int, y: int) -> None:
+def _legend(brush: ImageDraw.ImageDraw, colours: dict[str, tuple[int, int, int]], left: int, y: int) -> None:
     for i, (name, colour) in enumerate(colours.items()):
         x = left + i * 140
-        draw.rectangle([x, y + 2, x + 10, y + 12], colour)
-        draw.text((x + 14, y), HEADINGS.get(name, name), INK, text_font())
+        brush.rectangle([x, y + 2, x + 10, y + 12], colour)
+        brush.text((x + 14, y), HEADINGS.get(name, name), INK, text_font())
 
 
 def bars(account: Account, count: int = 30) -> Image.Image:
-    """The modules that hold most at the peak, down to the block, stacked by category."""
-    peak = account.peak()
-    modules = account.modules(peak.clock)
-    held = sorted(modules.items(), key=lambda item: -sum(item[1].values()))
+    """Bar chart of the modules that hold the most memory at the peak, down to the block, stacked by category."""
+    peak, font, left, line = account.peak(), text_font(), 240, 18
+    held = sorted(account.modules(peak.clock).items(), key=lambda item: -sum(item[1].values()))
     largest = [(name, row) for name, row in held[:count] if sum(row.values()) > peak.bytes / 1000]
-    colours = dict(zip(CATEGORIES, PALETTE, strict=False))
-    used = {c: colour for c, colour in colours.items() if any(row[c] for _, row in largest)}
+    used = {c: colour for c, colour in zip(CATEGORIES, PALETTE, strict=False) if any(row[c] for _, row in largest)}
     rest = peak.bytes - sum(sum(row.values()) for _, row in largest)
-    font = text_font()
-    left, line = 240, 18
     canvas = Image.new("RGB", (SIZE[0], 74 + line * len(largest)), PAPER)
-    draw = ImageDraw.Draw(canvas)
+    brush = ImageDraw.Draw(canvas)
     title = f"MiB alive at the peak, by module (predicted); all others together {rest / MiB:,.1f}"
-    draw.text((10, 8), title, INK, font)
+    brush.text((10, 8), title, INK, font)
     widest = max(sum(row.values()) for _, row in largest)
     for i, (name, row) in enumerate(largest):
         y, x = 32 + line * i, float(left)
-        draw.text((left - 6, y + 7), name, INK, font, anchor="rm")
-        for category, colour in used.items():
+        brush.text((left - 6, y + 7), name, INK, font, anchor="rm")
+        for category in filter(row.get, used):
             width = row[category] / widest * (SIZE[0] - left - 70)
-            if width:
-                draw.rectangle([x, y, x + width, y + 13], colour)
+            brush.rectangle([x, y, x + width, y + 13], used[category])
             x += width
-        draw.text((x + 5, y + 7), f"{sum(row.values()) / MiB:,.1f}", INK, font, anchor="lm")
-    _legend(draw, used, 10, canvas.height - 24)
+        brush.text((x + 5, y + 7), f"{sum(row.values()) / MiB:,.1f}", INK, font, anchor="lm")
+    _legend(brush, used, 10, canvas.height - 24)
     return canvas

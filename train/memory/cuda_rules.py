@@ -1,16 +1,16 @@
-"""What a CUDA card would do where the meta device does otherwise: autocast, attention, numbers read back.
+"""CUDA behaviour that the meta device lacks: autocast, the choice of attention kernel, reading a number from a tensor.
 
-Autocast works above autograd: as an operator is called, it casts floating-point arguments by a list of names,
-and keeps the copies that it made of weights until the outermost `autocast` ends (a weight that two layers
-share, or two calls, is cast once). torch has these lists for CUDA tensors only, so they stand here again;
-a test compares them, and what they do to every model of this project, with torch's own.
+Autocast casts the floating-point arguments of an operator before autograd sees them, by a list of operator names,
+and keeps its copies of weights until the outermost `autocast` ends, so that a weight that is used twice is cast
+once. torch has these lists for CUDA tensors only, so they are repeated here; a test compares them, and their effect
+on every model of this project, with torch's own.
 
-Attention is one operator with several kernels, which differ in what they keep for the backward pass. A card
-takes the last of these that it has for the operands:
+Attention is one operator with several kernels, which differ in what they keep for the backward pass. A GPU uses the
+last of these that supports the operands:
 
-    math        the softmax, (B, h, N, L): quadratic in the grid
-    efficient   one number for each query (Rabe and Staats 2021): every card since Pascal; bf16 from Ampere on
-    flash       the same (Dao 2023): Ampere or later, half precision, heads of at most 256 components
+    math        keeps the softmax, (B, h, N, L): quadratic in the grid
+    efficient   keeps one number per query (Rabe and Staats 2021): every GPU since Pascal; bf16 from Ampere on
+    flash       keeps the same (Dao 2023): Ampere or later, half precision, heads of at most 256 components
 """
 
 from collections.abc import Callable, Iterator
@@ -22,15 +22,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-Attention = Literal["math", "efficient", "flash"]
+AttentionKernel = Literal["math", "efficient", "flash"]
 
 
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# torch/include/ATen/autocast_mode.h: AT_FORALL_LOWER_PRECISION_FP, ..._FP32 with those that take a dtype
-# (..._FP32_SET_OPT_DTYPE and `norm`), ..._PROMOTE.
+# From torch/include/ATen/autocast_mode.h: AT_FORALL_LOWER_PRECISION_FP, ..._FP32, ..._FP32_SET_OPT_DTYPE with `norm`,
+# ..._PROMOTE.
 LOWER = _names(
     """_convolution conv1d conv2d conv3d conv_tbc conv_transpose1d conv_transpose2d conv_transpose3d convolution
     prelu addmm addmv addr matmul einsum mm mv linalg_vecdot linear addbmm baddbmm bmm chain_matmul
@@ -49,32 +49,30 @@ FLOAT32 = _names(
 )
 FLOAT32_RESULT = _names("prod softmax log_softmax cumprod cumsum linalg_vector_norm linalg_matrix_norm sum norm")
 PROMOTE = _names("addcdiv addcmul atan2 bilinear cross dot vdot grid_sampler index_put tensordot scatter_add")
-# Python functions and methods that lead to one of these.
+# Python functions and methods that call one of these operators.
 ALIASES = {
     "interpolate": "upsample_nearest2d", "square": "pow", "__pow__": "pow", "__rpow__": "pow", "__matmul__": "matmul",
 }  # fmt: skip
 CAST = LOWER | FLOAT32 | FLOAT32_RESULT | PROMOTE
-READS = {"item", "__float__"}  # a number that is not there
+READS = {"item", "__float__"}  # they read a number, which a meta tensor does not have
 SPECIAL = {"backward", "grad", "cpu", "_amp_foreach_non_finite_check_and_unscale_", "_amp_update_scale_"}
 
 
-class Card(TorchFunctionMode):
-    """While entered, tensors on the meta device are treated as on a card."""
+class CudaRules(TorchFunctionMode):
+    """While entered, operators on meta tensors behave as on a CUDA GPU."""
 
-    def __init__(self, attention: Attention = "efficient"):
-        """`attention` is the best kernel of the card: "flash" from Ampere on, "efficient" before."""
+    def __init__(self, attention: AttentionKernel = "efficient"):
         super().__init__()
-        self.attention = attention
+        self.attention = attention  # the best kernel that the GPU has: "flash" from Ampere on, "efficient" before
         self.precision: torch.dtype | None = None
-        self.backward = False
-        """Whether the autograd engine is at work."""
+        self.backward = False  # whether a backward pass is running
         self.half_copies: dict[int, Tensor] = {}
         self.on_half_copy: Callable[[Tensor, Tensor], None] = lambda weight, copy: None
         self._nesting = 0
 
     @contextmanager
     def autocast(self, precision: torch.dtype | None) -> Iterator[None]:
-        """torch.autocast("cuda", precision); None is enabled=False."""
+        """Like torch.autocast("cuda", precision); None disables it."""
         outer, self.precision = self.precision, precision
         self._nesting += 1
         try:
@@ -117,29 +115,27 @@ class Card(TorchFunctionMode):
 
     def _cast(self, name: str, func, args: tuple, kwargs: dict) -> tuple:
         if name in LOWER:
-            to = self.precision
+            dtype = self.precision
         elif name in FLOAT32:
-            to = torch.float32
+            dtype = torch.float32
         elif name in FLOAT32_RESULT:
             if _castable(args[0]) and args[0].dtype != torch.float32 and kwargs.get("dtype") is None:
                 kwargs = {**kwargs, "dtype": torch.float32}
             return func, args, kwargs
         else:
             dtypes = {t.dtype for t in (*args, *kwargs.values()) if _castable(t)}
-            to = torch.float32 if torch.float32 in dtypes else self.precision
-        kwargs = {k: self._to(v, to) for k, v in reversed(kwargs.items())}
-        return func, tuple(self._to(a, to) for a in reversed(args))[::-1], kwargs  # torch casts the last first
+            dtype = torch.float32 if torch.float32 in dtypes else self.precision
+        kwargs = {k: self._to(v, dtype) for k, v in reversed(kwargs.items())}
+        args = tuple(self._to(a, dtype) for a in reversed(args))[::-1]  # torch casts the last argument first
+        return func, args, kwargs
 
     def _to(self, value, dtype: torch.dtype):
         if isinstance(value, list | tuple):
             return [self._to(v, dtype) for v in value]
         if not _castable(value) or value.dtype == dtype:
             return value
-        kept = (
-            dtype == self.precision and value.dtype == torch.float32 and value.requires_grad
-            and value.is_leaf and not value._is_view()
-        )  # fmt: skip
-        if not kept:
+        is_weight = value.requires_grad and value.is_leaf and not value._is_view()
+        if dtype != self.precision or value.dtype != torch.float32 or not is_weight:
             return value.to(dtype)
         if id(value) not in self.half_copies:
             with torch.enable_grad():
@@ -149,15 +145,15 @@ class Card(TorchFunctionMode):
         return self.half_copies[id(value)]
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """softmax(q k^T / sqrt(d)) v for q (B, h, N, d), k and v (B, h, L, d), by the kernel that the card has."""
+        """softmax(q k^T / sqrt(d)) v for q (B, h, N, d), k and v (B, h, L, d), by the kernel that the GPU would use."""
         attention, ops, width = self.attention, torch.ops.aten, q.shape[-1]
         if attention == "flash" and (q.dtype == torch.float32 or width > 256):
-            unit = 4 if q.dtype == torch.float32 else 8  # CardType.head_alignment of a card that has flash
+            unit = 4 if q.dtype == torch.float32 else 8  # GPU.head_alignment of a GPU that has flash
             attention = "math" if width % unit else "efficient"
         elif attention == "efficient" and q.dtype == torch.bfloat16:
             attention = "math"
         if attention == "flash":
-            if width % 8:  # its own copies, of a multiple of 8 (pad_last_dim, attention.cpp)
+            if width % 8:  # flash pads the heads to a multiple of 8 (pad_last_dim, attention.cpp)
                 q, k, v = (F.pad(x, (0, -width % 8)) for x in (q, k, v))
             return ops._scaled_dot_product_flash_attention(q, k, v, scale=width**-0.5)[0][..., :width]
         if attention == "efficient":

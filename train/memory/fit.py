@@ -1,267 +1,194 @@
-"""What fits: the same run at other batch sizes, and on cards of a given size.
+"""Which runs fit: the account at any batch size, and the largest batch that fits on a GPU.
 
-The bytes of every storage of a step are a multiple of the batch, or the same for every batch. One trace of a batch
-that is a prime tells which, and so the whole timeline at any batch. A batch that is called the largest can be
-traced itself, and so can the next one.
+The bytes of every storage of a step are either proportional to the batch or the same for every batch. One trace with
+a prime batch tells which, and gives the whole timeline at any batch.
 """
 
+import sys
 from bisect import bisect_left
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property, lru_cache
 
 import numpy as np
+import torch
 
+from train.base.errors import require
+from train.base.processes import world_size
+from train.base.units import gib
+from train.config.schema import Config
 from train.memory.account import Account
 from train.memory.allocator import OutOfMemory, Replay, served
-from train.memory.gpus import CardType
-from train.memory.overhead import context, cublas
-from train.memory.scenario import Setting
-from train.memory.stages import trace
+from train.memory.gpus import GPU, gpu_here
+from train.memory.overhead import CONTEXT, cublas
+from train.memory.scenario import Scenario
+from train.memory.step import trace_of
 
-FEW = 2  # the smallest batch that others are like; 1 is a case of its own (some views of it are contiguous)
+MIN_REGULAR_BATCH = 2  # a batch of 1 is traced by itself: some views are contiguous only there
 PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43)
-SAME = ("setup", "optimizer", "EMA", "pictures")
-"""Phases that know of no batch. What else stays the same is made of the same numbers: a model's widths."""
+WITHOUT_BATCH = ("setup", "optimizer", "EMA", "pictures")  # phases whose storages do not depend on the batch
 
 
 @lru_cache(maxsize=32)
-def account_of(setting: Setting) -> Account:
-    """Traced when it is asked for the first time, unless the same run was at another batch."""
-    batch = setting.training.batch_size
-    return traced(setting) if batch < FEW else growth_of(setting).account(batch)
+def account_of(scenario: Scenario) -> Account:
+    """The account of this run, from a trace that all its batch sizes of at least MIN_REGULAR_BATCH share."""
+    if scenario.micro_batch < MIN_REGULAR_BATCH:
+        return traced(scenario)
+    growth = growth_of(scenario)
+    return growth.traced.with_sizes(growth.sizes(scenario.micro_batch))
 
 
-def traced(setting: Setting) -> Account:
-    return Account(trace(setting))
+def traced(scenario: Scenario) -> Account:
+    return Account(trace_of(scenario))
 
 
 class Growth:
-    """A setting's account at any micro-batch of two or more, from one trace."""
+    """The account of a scenario at any micro-batch of at least MIN_REGULAR_BATCH, from one trace."""
 
-    def __init__(self, setting: Setting):
-        length = setting.config.schedule.num_train_timesteps  # of the schedule's tables, which stay the same
-        for prime in (prime for prime in PRIMES if length % prime):
-            self.traced = traced(setting.with_training(batch_size=prime))
+    def __init__(self, scenario: Scenario):
+        table_length = scenario.config.schedule.num_train_timesteps  # the schedule's tables do not depend on the batch
+        for prime in (prime for prime in PRIMES if table_length % prime):
+            self.traced = traced(scenario.with_micro_batch(prime))
             multiple = self.traced.bytes % prime == 0
-            if not self.traced.bytes[multiple & self.traced.of_phases(SAME)].any():
-                break
+            if not self.traced.bytes[multiple & self.traced.of_phases(WITHOUT_BATCH)].any():
+                break  # it divides no fixed size of these phases; other fixed sizes are products of the same widths
         else:
             raise AssertionError(f"some storage that is the same for every batch is a multiple of each of {PRIMES}")
-        self.slope = np.where(multiple, self.traced.bytes // prime, 0)
-        """Bytes of each storage that one more sample adds."""
-        self.same = np.where(multiple, 0, self.traced.bytes)
+        self.slope = np.where(multiple, self.traced.bytes // prime, 0)  # bytes that each storage grows by per sample
+        self.constant = np.where(multiple, 0, self.traced.bytes)  # bytes that do not depend on the batch
 
     def sizes(self, batch: int) -> np.ndarray:
-        return self.same + batch * self.slope
-
-    def account(self, batch: int) -> Account:
-        return self.traced.with_sizes(self.sizes(batch))
+        return self.constant + batch * self.slope
 
     @cached_property
     def replay(self) -> Replay:
         return Replay(self.traced, growing=self.slope > 0)
 
     def bound(self, limit: int) -> int:
-        """The batch above which even the bytes that are asked for are more than this."""
-        same, slope = self.traced.live(self.same), self.traced.live(self.slope)
+        """The largest batch whose requested bytes alone are at most `limit`."""
+        constant, slope = self.traced.live(self.constant), self.traced.live(self.slope)
         grows = slope > 0
-        if same[~grows].max(initial=0) > limit:
+        if constant[~grows].max(initial=0) > limit:
             return 0
-        return int(((limit - same[grows]) // slope[grows]).min())
+        return int(((limit - constant[grows]) // slope[grows]).min())
 
 
-def growth_of(setting: Setting) -> Growth:
-    """The same for every batch of this setting."""
-    return _growth(setting.with_training(batch_size=FEW))
+def growth_of(scenario: Scenario) -> Growth:
+    """The Growth of this scenario; all its batch sizes share one."""
+    return _growth(scenario.with_micro_batch(MIN_REGULAR_BATCH))
 
 
 _growth = lru_cache(maxsize=32)(Growth)
 
 
-def on_card(setting: Setting, card: CardType | None) -> Setting:
-    """The same run with the attention that this card has for it; of no card, the least that the run needs.
+def on_gpu(scenario: Scenario, gpu: GPU | None) -> Scenario:
+    """The same run with the attention kernel that it uses on this GPU; None: on the oldest that supports the run.
 
-    Where a head is not as wide as a kernel wants it, torch takes the plain one; here, for all heads.
+    torch uses the math kernel where a head's width is not aligned; here one such head makes all of them use it.
     """
-    precision = "no" if setting.stage == "sample" else setting.training.mixed_precision
-    if precision != "no" and (precision == "bf16" if card is None else card.attention == "flash"):
-        return replace(setting, attention="flash")
-    unet = setting.config.unet
-    odd = card and any(
-        channels // heads % card.head_alignment(precision != "no")
-        for channels, heads in zip(unet.channels, unet.heads, strict=True)
-    )
-    return replace(setting, attention="math" if odd else "efficient")
+    precision, unet = scenario.training.mixed_precision if scenario.trains else "no", scenario.config.unet
+    if precision != "no" and (precision == "bf16" if gpu is None else gpu.attention == "flash"):
+        return replace(scenario, attention="flash")
+    widths = [channels // heads for channels, heads in zip(unet.channels, unet.heads, strict=True)]
+    unaligned = gpu and any(width % gpu.head_alignment(precision != "no") for width in widths)
+    return replace(scenario, attention="math" if unaligned else "efficient")
 
 
-def runs(setting: Setting, card: CardType) -> bool:
-    """Whether training would not refuse this precision on this card (train/engine/device.py)."""
-    return card.bf16 or setting.stage == "sample" or setting.training.mixed_precision != "bf16"
+def runs(scenario: Scenario, gpu: GPU) -> bool:
+    """Whether this GPU supports the run's precision, as in train/engine/precision.py."""
+    return gpu.bf16 or not scenario.trains or scenario.training.mixed_precision != "bf16"
 
 
-def room(card: CardType, account: Account) -> int:
+def room(gpu: GPU, account: Account) -> int:
     """Bytes that torch's allocator can give to the tensors of this run."""
-    return card.bytes - context(card).bytes - cublas(card, account).bytes
+    return gpu.bytes - CONTEXT.bytes - cublas(gpu, account).bytes
 
 
-def fits(account: Account, card: CardType) -> bool:
-    return left(account, room(card, account)) >= 0
+def fits(account: Account, gpu: GPU) -> bool:
+    return left(account, room(gpu, account)) >= 0
 
 
 def left(account: Account, limit: int) -> int:
-    """What the allocator never takes of `limit` bytes, where they are enough for this trace.
+    """Bytes of `limit` that the allocator does not reserve for this trace; negative if it would need more."""
+    without_release = limit - served(account).peak_reserved
+    if without_release < 0:
+        with suppress(OutOfMemory):
+            return limit - Replay(account).serve(limit=limit).peak_reserved  # free segments are given back when needed
+    return without_release
 
-    Negative where they are not: how many it would take beyond them if it could.
+
+def largest_batch(scenario: Scenario, gpu: GPU) -> int:
+    """The largest micro-batch that the allocator can serve on this GPU, 0 if there is none.
+
+    It fits and the next one does not. Because of fragmentation a larger batch may fit where a smaller one does not,
+    so bisection alone could miss it: first a bracket is found in steps of 1% of the bound.
     """
-    unlimited = limit - served(account).peak_reserved
-    if unlimited >= 0:
-        return unlimited
-    try:
-        return limit - Replay(account).serve(limit=limit).peak_reserved  # with free segments given back in between
-    except OutOfMemory:
-        return unlimited
-
-
-def _serves(replay: Replay, sizes: np.ndarray, limit: int) -> bool:
-    try:
-        replay.serve(sizes, limit)
-    except OutOfMemory:
-        return False
-    return True
-
-
-def largest_batch(setting: Setting, card: CardType) -> int:
-    """The largest micro-batch that the allocator can serve on this card, 0 where none is.
-
-    It fits, and the next one does not. Fragmentation makes holes: of two batches the larger may fit and the
-    smaller not. So it is looked for from above, in steps of 1% of what the bytes alone would allow.
-    """
-    setting = on_card(setting, card)
-    growth = growth_of(setting)
-    limit = room(card, growth.traced)
+    scenario = on_gpu(scenario, gpu)
+    growth = growth_of(scenario)
+    limit = room(gpu, growth.traced)
     bound = growth.bound(limit)
     step = max(bound // 100, 1)
 
     def serves(batch: int) -> bool:
-        return _serves(growth.replay, growth.sizes(batch), limit)
+        with suppress(OutOfMemory):
+            growth.replay.serve(growth.sizes(batch), limit)
+            return True
+        return False
 
-    # Where fragmentation usually leaves off; from there up to what does not fit, or down to what does.
-    batch = max(int((0.885 if setting.training.gradient_checkpointing else 0.98) * bound), FEW)
+    # Start where fragmentation usually sets the limit; go up to a batch that does not fit, or down to one that does.
+    batch = max(int((0.885 if scenario.training.gradient_checkpointing else 0.98) * bound), MIN_REGULAR_BATCH)
     if batch <= bound and serves(batch):
         low, high = batch, batch + step
         while high <= bound and serves(high):
             low, high = high, high + step
     else:
         low, high = batch - step, batch
-        while low >= FEW and not serves(low):
+        while low >= MIN_REGULAR_BATCH and not serves(low):
             low, high = low - step, low
-    low, high = max(low, FEW - 1), min(high, bound + 1)  # the second does not fit, the first is not asked
+    # From here on `high` does not fit, and `low` fits or is below the range.
+    low, high = max(low, MIN_REGULAR_BATCH - 1), min(high, bound + 1)
     while high - low > 1:
         batch = (low + high) // 2
         low, high = (batch, high) if serves(batch) else (low, batch)
-    return low if low >= FEW else int(fits(account_of(setting.with_training(batch_size=1)), card))
+    return low if low >= MIN_REGULAR_BATCH else int(fits(account_of(scenario.with_micro_batch(1)), gpu))
 
 
-def fits_traced(setting: Setting, batch: int, card: CardType) -> bool:
-    """Whether this batch fits when it is traced itself."""
-    return fits(traced(on_card(setting.with_training(batch_size=batch), card)), card)
+def fits_traced(scenario: Scenario, batch: int, gpu: GPU) -> bool:
+    """Whether this batch fits according to a trace of its own."""
+    return fits(traced(on_gpu(scenario.with_micro_batch(batch), gpu)), gpu)
 
 
-@dataclass(frozen=True)
-class Lever:
-    """A change of the run that saves memory, and what it costs."""
+def plan_micro_batch(config: Config, stage: str, users: int, device: torch.device) -> int:
+    """The micro-batch of a training; with auto_batch, the largest even part of a process's share that fits the GPU.
 
-    name: str
-    cost: str
-    pull: Callable[[Setting], Setting]
-
-
-def levers(setting: Setting) -> list[Lever]:
-    """What this run does not do yet, the cheapest first."""
-    training, config = setting.training, setting.config
-    if setting.stage == "sample":
-        smaller = Lever("batch_size 1", "slower", lambda s: s.with_training(batch_size=1))
-        return [smaller] if training.batch_size > 1 else []
-    found = []
-    flips = config.data.horizontal_flip or config.data.vertical_flip
-    if setting.stage == "ldm" and not config.latents.cache_latents and not flips:
-        found.append(Lever("cache_latents", "nothing; faster", lambda s: s.with_latents(True)))
-    if not training.optimizer.fused:
-        found.append(Lever("optimizer.fused", "nothing", lambda s: s.with_fused(True)))
-    if training.mixed_precision != "fp16":
-        cost = "nothing; faster than fp32" if training.mixed_precision == "no" else "some steps, which overflow"
-        found.append(Lever("mixed_precision fp16", cost,
-                           lambda s: s.with_training(mixed_precision="fp16")))  # fmt: skip
-    if training.batch_size > 1:
-        found.append(_accumulated(1))
-    if not training.gradient_checkpointing:
-        again = Lever("gradient_checkpointing", "a second forward pass",
-                      lambda s: s.with_training(gradient_checkpointing=True))  # fmt: skip
-        found.append(again)
-    if not training.ema_on_cpu:
-        found.append(Lever("ema_on_cpu", "a copy of the weights over the bus in each step",
-                           lambda s: s.with_training(ema_on_cpu=True)))  # fmt: skip
-    if setting.processes == 1:
-        found.append(Lever("shard_optimizer on 2 cards", "a second card", _on_two_cards))
-    elif not training.shard_optimizer:
-        found.append(Lever("shard_optimizer", "an exchange of weights in each step",
-                           lambda s: s.with_training(shard_optimizer=True)))  # fmt: skip
-    if setting.stage == "ldm" and config.user_encoder.tokens_per_user > 1:
-        found.append(Lever("tokens_per_user 1", "a new model, with one token for each user", _one_token))
-    return found
-
-
-def alone(setting: Setting) -> Setting:
-    """The same window, one sample at a time."""
-    return _accumulated(1).pull(setting)
-
-
-def _accumulated(batch: int) -> Lever:
-    """The same window in micro-batches of this size, which divides it."""
-    return Lever(f"batch_size {batch}, accumulated", "slower; same gradient", lambda s: s.with_training(
-        batch_size=batch, gradient_accumulation_steps=s.training.window // batch
-    ))  # fmt: skip
-
-
-def _on_two_cards(setting: Setting) -> Setting:
-    return setting.with_training(shard_optimizer=True).of_one_process(2, setting.training.batch_size)
-
-
-def _one_token(setting: Setting) -> Setting:
-    config = setting.config
-    return replace(setting, config=replace(config, user_encoder=replace(config.user_encoder, tokens_per_user=1)))
-
-
-def cheapest_that_fits(setting: Setting, card: CardType) -> list[str] | None:
-    """Names of the levers that make the run fit, the cheapest first; None where all of them do not.
-
-    They are pulled in the order of their cost until it fits, and then those let go that it fits without.
+    On a GPU, raises UserError if the tensors alone are predicted to need more than is free, and prints a warning if
+    what the allocator adds may be too much. The CPU's memory is not checked.
     """
-    pulled: list[Lever] = []
-    while not _fits_with(pulled, setting, card):
-        if len(pulled) == len(levers(setting)):
-            return None
-        pulled = levers(setting)[: len(pulled) + 1]
-    for lever in reversed(pulled[:-1]):
-        fewer = [other for other in pulled if other is not lever]
-        if _fits_with(fewer, setting, card):
-            pulled = fewer
-    return [lever.name for lever in _in_the_largest_pieces(pulled, setting, card)]
+    training, processes = config.training(stage), world_size()
+    share = -(-training.images_per_step // processes)
+    size = min(training.batch_size, share)
+    if device.type != "cuda":
+        return size
+    gpu = gpu_here(device)
+    scenario = on_gpu(Scenario(config, stage, users), gpu)
+    free, _ = torch.cuda.mem_get_info(device)
 
+    def account_at(size: int) -> Account:
+        return account_of(scenario.of_one_process(processes, size))
 
-def _in_the_largest_pieces(pulled: list[Lever], setting: Setting, card: CardType) -> list[Lever]:
-    """The same set; where the micro-batch is among them, it is made no smaller than it must be."""
-    smallest = _accumulated(1).name
-    if smallest not in [lever.name for lever in pulled]:
-        return pulled
-    training = setting.training
-    sizes = [size for size in range(training.batch_size - 1, 0, -1) if training.window % size == 0]
-    sets = [[_accumulated(size) if lever.name == smallest else lever for lever in pulled] for size in sizes]
-    return sets[bisect_left(sets[:-1], True, key=lambda levers: _fits_with(levers, setting, card))]
+    def has_room(size: int) -> bool:
+        return left(account_at(size), free - cublas(gpu, account_at(size)).bytes) >= 0
 
-
-def _fits_with(pulled: list[Lever], setting: Setting, card: CardType) -> bool:
-    for lever in pulled:
-        setting = lever.pull(setting)
-    return runs(setting, card) and fits(account_of(on_card(setting, card)), card)
+    if training.auto_batch:
+        sizes = sorted({-(-share // pieces) for pieces in range(1, share + 1)}, reverse=True)
+        size = sizes[bisect_left(sizes[:-1], True, key=has_room)]
+    needed = account_at(size).peak().bytes
+    figures = f"{size} images at once need {gib(needed)} GiB (predicted), {gib(free)} GiB are free"
+    require(
+        needed <= free,
+        f"the card's memory: {figures}; {'' if training.auto_batch else 'set auto_batch to true, or '}set "
+        "gradient_checkpointing to true, or use a smaller model (python -m train.memcheck has advice)",
+    )
+    unsure = "" if has_room(size) else "; torch's allocator may need more than that, and this may not fit"
+    print(f"memory: {figures}{unsure}", file=sys.stderr)
+    return size

@@ -1,7 +1,6 @@
-"""The account held against a card: the very steps, run on the CUDA card that is here, beside their predictions.
+"""Measures real steps on this machine's GPU and compares them with their predictions.
 
-A large card is made to behave as one of 16 GB by torch.cuda.set_per_process_memory_fraction, so that what is
-said to fit is put to the test. The record names every miss.
+torch's allocator is limited to the memory of a 16 GB GPU, so that runs predicted to fit can fail.
 """
 
 import gc
@@ -15,95 +14,81 @@ from statistics import median
 
 import torch
 
-from train.base.errors import UserError
+from train.base.errors import UserError, require
+from train.base.units import MiB, gib, mib
+from train.config.sections import MixedPrecision
 from train.engine.device import pick_device
-from train.memory.allocator import served
-from train.memory.fit import FEW, account_of, fits, largest_batch, on_card, runs
-from train.memory.gpus import CardType
-from train.memory.overhead import context, cublas
-from train.memory.report import gib, mib, table
-from train.memory.scenario import Setting
-from train.memory.stages import begin, take_step
+from train.memory.allocator import Peaks, peaks_of
+from train.memory.fit import MIN_REGULAR_BATCH, account_of, fits, largest_batch, on_gpu, runs
+from train.memory.gpus import GPU
+from train.memory.overhead import CONTEXT, cublas
+from train.memory.report import table
+from train.memory.scenario import Scenario
+from train.memory.step import prepare
 
-MiB = 2**20
-IMITATED = 15.89  # GiB of a 16 GB card
+IMITATED = 15.89  # GiB of memory that a 16 GB GPU has
 
-
-@dataclass(frozen=True)
-class Peaks:
-    """Bytes at most: that operators asked for, in blocks of the allocator, in its segments."""
-
-    requested: int
-    allocated: int
-    reserved: int
+Measurement = Callable[[Scenario], Peaks | None]
+"""Runs a scenario and returns its peaks; None if it ran out of memory."""
 
 
-Measurement = Callable[[Setting], Peaks | None]
-"""What a run of this setting took; None where it ran out of memory."""
-
-
-def measure(setting: Setting, path: Path) -> str:
-    """Run, compare, write the record to `path`; one sentence about it. UserError where there is no card."""
-    if pick_device().type != "cuda":
-        raise UserError("--measure runs the steps on a CUDA card, and this machine has none")
-    if path.exists():
-        raise UserError(f"--measure {path}: is there already; give the name of a new file")
+def measure(scenario: Scenario, path: Path) -> str:
+    """Run the grid, write the record to `path`, and return a summary. UserError without a CUDA GPU."""
+    require(pick_device().type == "cuda", "--measure runs the steps on a CUDA card, and this machine has none")
+    require(not path.exists(), f"--measure {path}: is there already; give the name of a new file")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()  # what cannot be written is refused now, and not when all has been measured
+    path.touch()  # fail now, not after the measurements, if the file cannot be written
     path.unlink()
-    card = CardType("16 GB, imitated", IMITATED, torch.cuda.get_device_capability(), "imitated")
-    run = partial(on_cuda, limit=card.bytes - context(card).bytes)
-    cases = [case for case in grid(setting) if runs(case, card)]
-    rows = [compared(case, card, run) for case in cases]
-    ends = [largest(case, card, run) for case in ends_of(setting)]
-    path.write_text(record(machine(), rows, ends))
-    return f"{verdict(rows, ends)}\n{path} holds the record."
+    gpu = GPU("16 GB, imitated", IMITATED, torch.cuda.get_device_capability(), "imitated")
+    run = partial(on_cuda, limit=gpu.bytes - CONTEXT.bytes)
+    cases = [case for case in grid(scenario) if runs(case, gpu)]
+    rows = [compared(case, gpu, run) for case in cases]
+    batches = [find_largest_batch(case, gpu, run) for case in largest_batch_cases(scenario)]
+    path.write_text(record(machine(), rows, batches))
+    return f"{verdict(rows, batches)}\n{path} holds the record."
 
 
-def grid(setting: Setting) -> list[Setting]:
-    """{no, fp16, bf16} x checkpointing x {cached, in-loop} latents x {foreach, fused} x 3 batches."""
-    start = max(FEW, setting.training.batch_size // 2)
-    if setting.stage == "sample":  # in fp32, whatever a training does
-        return [setting.with_training(batch_size=batch) for batch in (start, 2 * start, 4 * start)]
-    cached = (True, False) if setting.stage == "ldm" else (True,)
+def grid(scenario: Scenario) -> list[Scenario]:
+    """The runs to compare: precision x checkpointing x cached latents x fused AdamW x three batch sizes."""
+    start = max(MIN_REGULAR_BATCH, scenario.micro_batch // 2)
+    batches = (start, 2 * start, 4 * start)
+    if not scenario.trains:  # sampling is always in fp32
+        return [scenario.with_micro_batch(batch) for batch in batches]
+    cached_or_not = (True, False) if scenario.stage == "ldm" else (True,)
     return [
-        setting.with_latents(latents).with_fused(fused).with_training(
-            mixed_precision=precision, gradient_checkpointing=again, batch_size=batch
-        )
-        for precision, again, latents, fused, batch in product(
-            ("no", "fp16", "bf16"), (False, True), cached, (False, True), (start, 2 * start, 4 * start)
-        )
+        run.with_latents(cached).with_fused(fused).with_micro_batch(batch)
+        for run in checkpointed_or_not(scenario, "no", "fp16", "bf16")
+        for cached, fused, batch in product(cached_or_not, (False, True), batches)
     ]
 
 
-def ends_of(setting: Setting) -> list[Setting]:
-    """The runs whose largest batch is looked for."""
-    if setting.stage == "sample":
-        return [setting]
+def checkpointed_or_not(scenario: Scenario, *precisions: MixedPrecision) -> list[Scenario]:
     return [
-        setting.with_training(mixed_precision=precision, gradient_checkpointing=again)
-        for precision, again in product(("no", "fp16"), (False, True))
+        scenario.with_training(mixed_precision=precision, gradient_checkpointing=checkpointing)
+        for precision, checkpointing in product(precisions, (False, True))
     ]
 
 
-def on_cuda(setting: Setting, limit: int) -> Peaks | None:
-    """What a run takes, from its models on, when torch's allocator may have `limit` bytes."""
+def largest_batch_cases(scenario: Scenario) -> list[Scenario]:
+    """The runs whose largest batch is measured."""
+    return checkpointed_or_not(scenario, "no", "fp16") if scenario.trains else [scenario]
+
+
+def on_cuda(scenario: Scenario, limit: int) -> Peaks | None:
+    """The peaks of a run, its models included, when torch's allocator may use `limit` bytes."""
     gc.collect()
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(min(limit / total, 1.0))
     torch.cuda.reset_peak_memory_stats()
-    setting = replace(setting, device="cuda")
     try:
-        take_step(begin(setting), setting)
-    except torch.cuda.OutOfMemoryError:
-        return None
-    except UserError as error:  # the optimizer's (train/engine/step.py)
-        if not isinstance(error.__context__, torch.cuda.OutOfMemoryError):
+        prepare(replace(scenario, device="cuda")).take()
+    except (torch.OutOfMemoryError, UserError) as error:  # UserError: in the optimizer (train/engine/step.py)
+        if torch.OutOfMemoryError not in (type(error), type(error.__context__)):
             raise
         return None
     stats = torch.cuda.memory_stats()
-    return Peaks(*(stats[f"{what}_bytes.all.peak"] for what in ("requested", "allocated", "reserved")))
+    return Peaks(*(stats[f"{what}_bytes.all.peak"] for what in Peaks._fields))
 
 
 # ---- comparisons
@@ -111,7 +96,7 @@ def on_cuda(setting: Setting, limit: int) -> Peaks | None:
 
 @dataclass(frozen=True)
 class Row:
-    """One run: what was predicted, and what was measured (None: it ran out of memory)."""
+    """One run of the grid, predicted and measured (None if it ran out of memory)."""
 
     name: str
     fits: bool
@@ -119,19 +104,19 @@ class Row:
     measured: Peaks | None
 
     def error(self, what: str) -> int:
-        """Bytes by which the prediction is too high; negative: too low."""
+        """Predicted minus measured bytes."""
         return getattr(self.predicted, what) - getattr(self.measured, what)
 
     @property
     def missed(self) -> bool:
-        """By more than max(2%, 64 MiB) of what is allocated; and what is said to fit must fit."""
-        if self.measured is None:
+        """Whether the allocated bytes are off by more than max(2%, 64 MiB), or a run predicted to fit does not."""
+        if not self.measured:
             return self.fits
         return abs(self.error("allocated")) > max(0.02 * self.measured.allocated, 64 * MiB)
 
 
 @dataclass(frozen=True)
-class End:
+class LargestBatch:
     """The largest batch of a run, as predicted and as found by running it."""
 
     name: str
@@ -143,103 +128,90 @@ class End:
         return self.predicted > self.true or self.predicted < 0.95 * self.true
 
 
-def compared(setting: Setting, card: CardType, run: Measurement) -> Row:
-    account = account_of(on_card(setting, card))
-    workspace, given = cublas(card, account).bytes, served(account)
-    predicted = Peaks(
-        account.peak().bytes + workspace, given.peak_allocated + workspace, given.peak_reserved + workspace
-    )
-    return Row(name(setting), fits(account, card), predicted, run(setting))
+def compared(scenario: Scenario, gpu: GPU, run: Measurement) -> Row:
+    account = account_of(on_gpu(scenario, gpu))
+    predicted = peaks_of(account, cublas(gpu, account).bytes)
+    return Row(case_name(scenario), fits(account, gpu), predicted, run(scenario))
 
 
-def largest(setting: Setting, card: CardType, run: Measurement) -> End:
-    """Bisection by running, from the predicted batch on."""
-    predicted = largest_batch(setting, card)
+def find_largest_batch(scenario: Scenario, gpu: GPU, run: Measurement) -> LargestBatch:
+    """Find the largest batch by running, with a bisection that starts from the predicted batch."""
+    predicted = largest_batch(scenario, gpu)
     low, high, batch, step = 0, None, max(predicted, 1), 1
     while high is None or high - low > 1:
-        if run(setting.with_training(batch_size=batch)) is None:
-            high = batch
-        else:
-            low = batch
+        fitted = run(scenario.with_micro_batch(batch)) is not None
+        low, high = (batch, high) if fitted else (low, batch)
         if high is None:
             batch, step = batch + step, 2 * step
         elif low == 0:
             batch, step = max(batch - step, 1), 2 * step
-            if high == 1:
-                break
         else:
             batch = (low + high) // 2
-    return End(name(setting, batch=False), predicted, low)
+    return LargestBatch(case_name(scenario, batch=False), predicted, low)
 
 
-def name(setting: Setting, batch: bool = True) -> str:
-    training = setting.training
-    words = [setting.stage]
-    if setting.stage != "sample":
+def case_name(scenario: Scenario, batch: bool = True) -> str:
+    training, words = scenario.training, [scenario.stage]
+    if scenario.trains:
         words += [training.mixed_precision, "fused" if training.optimizer.fused else "foreach"]
-        words += ["checkpointing"] if training.gradient_checkpointing else []
-    words += ["in-loop"] if setting.stage == "ldm" and not setting.config.latents.cache_latents else []
-    return " ".join(words + [f"batch {training.batch_size}"] * batch)
+        words += ["checkpointing"] * training.gradient_checkpointing
+    words += ["in-loop"] * (scenario.stage == "ldm" and not scenario.config.latents.cache_latents)
+    return " ".join(words + [f"batch {scenario.micro_batch}"] * batch)
 
 
 # ---- the record
 
 
-def verdict(rows: Sequence[Row], ends: Sequence[End]) -> str:
+def verdict(rows: Sequence[Row], batches: Sequence[LargestBatch]) -> str:
     errors = [abs(row.error("allocated")) / row.measured.allocated for row in rows if row.measured]
-    missed = [row.name for row in rows if row.missed] + [end.name + " (largest batch)" for end in ends if end.missed]
-    said = (
+    missed = [row.name for row in rows if row.missed]
+    missed += [batch.name + " (largest batch)" for batch in batches if batch.missed]
+    accuracy = "No run fitted." if not errors else (
         f"Of the peak allocated, {len(errors)} predictions were off by {100 * max(errors):.2f}% at most and "
         f"{100 * median(errors):.2f}% in the median."
-        if errors
-        else "No run fitted."
-    )
-    return f"{said} Missed: {'; '.join(missed) or 'nothing'}."
+    )  # fmt: skip
+    return f"{accuracy} Missed: {'; '.join(missed) or 'nothing'}."
 
 
-def record(machine: dict[str, str], rows: Sequence[Row], ends: Sequence[End]) -> str:
+def record(facts: dict[str, str], rows: Sequence[Row], batches: Sequence[LargestBatch]) -> str:
     """The whole comparison in Markdown."""
     cells = []
     for row in rows:
-        line = [row.name, "yes" if row.fits else "no", "yes" if row.measured else "no"]
-        for what in ("requested", "allocated", "reserved"):
-            line.append(mib(getattr(row.predicted, what)))
-            line += ["-", "-"] if row.measured is None else [
-                mib(getattr(row.measured, what)), f"{100 * row.error(what) / getattr(row.measured, what):+.2f}%"
-            ]  # fmt: skip
-        cells.append([*line, "MISS" if row.missed else ""])
+        words = [row.name, "yes" if row.fits else "no", "yes" if row.measured else "no"]
+        for predicted, measured in zip(row.predicted, row.measured or [None] * 3, strict=True):
+            beside = [mib(measured), f"{100 * (predicted - measured) / measured:+.2f}%"] if measured else ["-", "-"]
+            words += [mib(predicted), *beside]
+        cells.append([*words, "MISS" if row.missed else ""])
     headings = ["run (MiB)", "said to fit", "fitted"]
-    for what in ("requested", "allocated", "reserved"):
+    for what in Peaks._fields:
         headings += [f"{what}, predicted", "measured", "off by"]
-    batches = [(end.name, str(end.predicted), str(end.true), "MISS" if end.missed else "") for end in ends]
+    batch_cells = [(b.name, str(b.predicted), str(b.true), "MISS" if b.missed else "") for b in batches]
     return "\n".join([
         "# The account of memory beside a card", "",
         "Written by `python -m train.memcheck --measure`. Every run is the training's own step, from its models on,",
         f"with the allocator held to a 16 GB card ({IMITATED} GiB less the CUDA context). A miss: more than",
         "max(2%, 64 MiB) of what is allocated, a run said to fit that does not, or a largest batch that does not fit",
         "or is less than 95% of the true one. The cuBLAS workspace is part of each prediction.", "",
-        *(f"- {key}: {value}" for key, value in machine.items()), "",
-        verdict(rows, ends), "",
+        *(f"- {key}: {value}" for key, value in facts.items()), "",
+        verdict(rows, batches), "",
         table([*headings, ""], cells), "",
-        table(("largest batch", "predicted", "true", ""), batches), "",
+        table(("largest batch", "predicted", "true", ""), batch_cells), "",
     ])  # fmt: skip
 
 
 def machine() -> dict[str, str]:
     properties = torch.cuda.get_device_properties(0)
-    driver = _said(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
     return {
         "card": f"{properties.name}, {gib(properties.total_memory)} GiB, sm_{properties.major}{properties.minor}",
-        "driver": driver,
+        "driver": _first_line(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]),
         "torch": f"{torch.__version__}, CUDA {torch.version.cuda}",
-        "commit": _said(["git", "describe", "--always", "--dirty", "--abbrev=40"]),
+        "commit": _first_line(["git", "describe", "--always", "--dirty", "--abbrev=40"]),
     }
 
 
-def _said(command: list[str]) -> str:
-    """The first line that a command prints."""
+def _first_line(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
+        process = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:
         return f"not known ({command[0]} is not here)"
-    return done.stdout.strip().split("\n")[0] or f"not known ({command[0]}: {done.stderr.strip()})"
+    return process.stdout.strip().split("\n")[0] or f"not known ({command[0]}: {process.stderr.strip()})"

@@ -1,127 +1,110 @@
-"""The account in words: Markdown tables for a person, one dictionary for a program."""
+"""Reports of the account: Markdown tables for people, a dictionary for programs."""
 
 import csv
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from textwrap import fill
 
 from train.base.errors import UserError
+from train.base.units import gib, mib
 from train.memory.account import CATEGORIES, HEADINGS, Account
-from train.memory.allocator import served
+from train.memory.advice import cheapest_that_fits, levers
+from train.memory.allocator import peaks_of
 from train.memory.components import Component, without_effect
-from train.memory.fit import (  # fmt: skip
-    account_of,
-    alone,
-    cheapest_that_fits,
-    fits_traced,
-    largest_batch,
-    left,
-    levers,
-    on_card,
-    room,
-    runs,
-)  # fmt: skip
-from train.memory.gpus import CARDS, CardType
-from train.memory.overhead import lines
-from train.memory.scenario import Setting
+from train.memory.fit import account_of, fits_traced, largest_batch, left, on_gpu, room, runs
+from train.memory.gpus import GPU, GPUS
+from train.memory.overhead import overheads
+from train.memory.scenario import Scenario
 from train.memory.workers import on_all_cores
 
-MiB, GiB = 2**20, 2**30
-WIDTH = 120  # of a console
-MEDIUM_UNET, VAE = 139_680_132, 42_928_871  # parameters
+WIDTH = 120  # characters in a line
+MEDIUM_UNET, MEDIUM_VAE = 139_680_132, 42_928_871  # parameters
 PREDICTED = "predicted: no GPU has confirmed these figures"
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[str] = ()) -> str:
-    """A Markdown table, its columns as wide as they need to be: numbers to the right, `words` and the first left."""
-    left = [i == 0 or heading in words for i, heading in enumerate(headings)]
+    """A Markdown table; the first column and those in `words` are aligned left, the others right."""
+    to_left = [i == 0 or heading in words for i, heading in enumerate(headings)]
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
-    rule = ["-" * width if first else "-" * (width - 1) + ":" for first, width in zip(left, widths, strict=True)]
+    rule = ["-" * width if is_left else "-" * (width - 1) + ":" for is_left, width in zip(to_left, widths, strict=True)]
     lines = []
     for row in (headings, rule, *rows):
-        columns = zip(row, left, widths, strict=True)
-        lines.append(" | ".join(cell.ljust(width) if first else cell.rjust(width) for cell, first, width in columns))
-    return "\n".join(f"| {line} |" for line in lines)
+        columns = zip(row, to_left, widths, strict=True)
+        cells = (cell.ljust(width) if is_left else cell.rjust(width) for cell, is_left, width in columns)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
-def mib(count: int) -> str:
-    return f"{count / MiB:,.1f}" if count else "-"
-
-
-def gib(count: int) -> str:
-    return f"{count / GiB:.2f}"
-
-
-def title(setting: Setting, card: CardType | None) -> str:
-    """What is asked, in one line."""
-    training, config = setting.training, setting.config
-    words = [f"stage {setting.stage}", f"batch {training.batch_size}"]
-    if setting.stage != "sample":
+def title(scenario: Scenario, gpu: GPU | None) -> str:
+    """The heading of the report: the run and the GPU."""
+    training, config = scenario.training, scenario.config
+    words = [f"stage {scenario.stage}", f"batch {scenario.micro_batch}"]
+    if scenario.trains:
         form = "fused" if training.optimizer.fused else "foreach"
         words += [f"x {training.gradient_accumulation_steps} accumulated", f"precision {training.mixed_precision}",
                   f"checkpointing {'on' if training.gradient_checkpointing else 'off'}", f"AdamW {form}"]  # fmt: skip
-        words += [f"one of {setting.processes} cards"] if setting.processes > 1 else []
-    if setting.stage == "ldm":
+        words += [f"one of {scenario.processes} cards"] if scenario.processes > 1 else []
+    if scenario.stage == "ldm":
         words.append("cached latents" if config.latents.cache_latents else "latents in the loop")
-    if setting.stage == "sample":
+    if scenario.stage == "sample":
         words += ["precision no", f"sampler {config.sampling.sampler}", f"guidance {config.sampling.guidance:g}"]
-    where = f"on {card.name}" if card else "on any card"
+    where = f"on {gpu.name}" if gpu else "on any card"
     return f"## Memory {where}: {', '.join(words)}"
 
 
 # ---- what follows from shapes
 
 
-EXACT = ("weights", "gradients", "optimizer_state", "ema", "half_copies")
+COMPONENT_COLUMNS = ("parameters", "weights", "gradients", "optimizer_state", "ema", "half_copies")
 
 
-def exact(setting: Setting, parts: list[Component]) -> str:
-    """Exact, the same on every card, before any activation."""
-    rows = [
-        [part.name, f"{part.parameters:,}", *(mib(getattr(part, column)) for column in EXACT)] for part in parts
-    ]
-    sums = [sum(getattr(part, column) for part in parts) for column in EXACT]
-    rows.append(["total", f"{sum(part.parameters for part in parts):,}", *map(mib, sums)])
+def exact(scenario: Scenario, parts: list[Component]) -> str:
+    """Table of the bytes that follow from shapes alone; they are the same on every GPU."""
+    counts = {part.name: [getattr(part, column) for column in COMPONENT_COLUMNS] for part in parts}
+    counts["total"] = [sum(column) for column in zip(*counts.values(), strict=True)]
+    rows = [[name, f"{parameters:,}", *map(mib, sizes)] for name, (parameters, *sizes) in counts.items()]
     headings = ("MiB", "parameters", "weights", "gradients", "optimizer state", "EMA", "half copies")
-    text = [table(headings, rows), f"\n{sum(sums):,} bytes = {gib(sum(sums))} GiB: exact, before any activation."]
-    if setting.ranks > 1:
-        text.append(f"The optimizer's state is that of all {setting.ranks} cards, which divide it.")
-    if idle := without_effect(setting.config, parts):
-        text.append(
-            f"One context token leaves {idle:,} parameters of the UNet without effect"
-            + ("." if setting.stage == "sample" else ": no gradient, no optimizer state, no half copy.")
-        )
+    total = sum(counts["total"][1:])
+    text = [table(headings, rows), f"\n{total:,} bytes = {gib(total)} GiB: exact, before any activation."]
+    if scenario.ranks > 1:
+        text.append(f"The optimizer's state is that of all {scenario.ranks} cards, which divide it.")
+    if idle := without_effect(scenario.config, parts):
+        lacking = ": no gradient, no optimizer state, no half copy" if scenario.trains else ""
+        text.append(f"One context token leaves {idle:,} parameters of the UNet without effect{lacking}.")
     return "\n".join(text)
 
 
-def old_estimates(
-    setting: Setting, parts: list[Component], answers: "Answers", card: CardType | None
-) -> list[tuple[str, str, int]]:
-    """What users were told about a step of medium (at batch 1), beside what is the case; of other runs nothing."""
+Results = dict[GPU | Scenario, dict]
+"""Of a GPU: whether the run fits, the bytes left, the largest micro-batches, and what would make it fit. Of the run
+with a lever pulled alone, and of the run at batch 1: its peaks in bytes, and those of each category by itself."""
+
+
+def old_estimates(scenario: Scenario, parts: list[Component], results: Results, gpu: GPU | None) -> list[tuple]:
+    """An earlier, wrong estimate of medium's step at batch 1 beside the account: (name, estimate, value); else []."""
     unets = [part for part in parts if part.parameters == MEDIUM_UNET]
-    if not unets or setting.stage != "ldm":
+    if not unets or scenario.stage != "ldm":
         return []
-    seen = answers.runs[on_card(alone(setting), card)]
+    peaks = results[on_gpu(scenario.accumulated(1), gpu)]
     return [
-        *(("parameters of the VAE", "~50M", part.parameters) for part in parts if part.parameters == VAE),
+        *(("parameters of the VAE", "~50M", part.parameters) for part in parts if part.parameters == MEDIUM_VAE),
         ("parameters of the UNet", "~200M", unets[0].parameters),
         ("its weights", "~5 GB", unets[0].weights),
-        ("gradients", "~5 GB", seen.categories["gradients"]),
-        ("optimizer state", "~5 GB", seen.categories["optimizer state"]),
-        ("activations", "~1 GB", seen.categories["activations"]),
-        ("all at the peak", "16 GB", seen.peak),
+        ("gradients", "~5 GB", peaks["gradients"]),
+        ("optimizer state", "~5 GB", peaks["optimizer state"]),
+        ("activations", "~1 GB", peaks["activations"]),
+        ("all at the peak", "16 GB", peaks["requested"]),
     ]
 
 
-def old_estimates_table(rows: list[tuple[str, str, int]]) -> str:
-    cells = [(what, said, f"{count:,}" if what.startswith("parameters") else f"{gib(count)} GiB")
-             for what, said, count in rows]  # fmt: skip
+def old_estimates_table(rows: list[tuple]) -> str:
+    cells = [(name, estimate, f"{count:,}" if name.startswith("parameters") else f"{gib(count)} GiB")
+             for name, estimate, count in rows]  # fmt: skip
     return table(("", "was said", "is"), cells)
 
 
-# ---- what the trace says
+# ---- what follows from the trace
 
 
 def by_component(account: Account, clock: int) -> str:
@@ -134,9 +117,9 @@ def by_component(account: Account, clock: int) -> str:
 
 def peak_in_words(account: Account) -> str:
     peak = account.peak()
-    where = f"operator {peak.operator}" + (f" in {peak.module}" if peak.module else "")
+    where = f"in the phase {peak.phase}, operator {peak.operator}" + (f" in {peak.module}" if peak.module else "")
     phases = ", ".join(f"{name} {gib(account.peak(name).bytes)}" for name in account.phases())
-    text = [fill(f"Peak: {peak.bytes:,} bytes = {gib(peak.bytes)} GiB, in the phase {peak.phase}, {where}.", WIDTH),
+    text = [fill(f"Peak: {peak.bytes:,} bytes = {gib(peak.bytes)} GiB, {where}.", WIDTH),
             fill(f"The peak of each phase, GiB: {phases}.", WIDTH),
             "The largest tensors alive then, beside weights and what is made of them:\n"]  # fmt: skip
     for size, storage in account.largest(peak.clock, 5):
@@ -145,114 +128,91 @@ def peak_in_words(account: Account) -> str:
     return "\n".join(text)
 
 
-def beside(account: Account, card: CardType | None, processes: int) -> str:
-    """What no tensor of the program is, and no row of the table holds."""
-    found = lines(account, card, processes)
-    rows = [(line.name, "?" if line.bytes is None else mib(line.bytes)) for line in found]
-    sources = [fill(f"- {line.name}: {line.source}", WIDTH, subsequent_indent="  ") for line in found]
-    beside = table(("beside the tensors, never added to them", "MiB"), rows)
-    return "\n".join([beside, "\nWhere that is from:\n", *sources])
+def beside(account: Account, gpu: GPU | None, processes: int) -> str:
+    """Table of the memory beyond the tensors' bytes, and the sources of its numbers."""
+    found = overheads(account, gpu, processes)
+    rows = [(part.name, "?" if part.bytes is None else mib(part.bytes)) for part in found]
+    sources = [fill(f"- {part.name}: {part.source}", WIDTH, subsequent_indent="  ") for part in found]
+    heading = ("beside the tensors, never added to them", "MiB")
+    return "\n".join([table(heading, rows), "\nWhere that is from:\n", *sources])
 
 
 VARIANTS = {"largest_batch": "without checkpointing", "largest_batch_checkpointed": "with checkpointing"}
 
 
-def variants(setting: Setting) -> dict[str, Setting]:
-    """The runs whose largest batch is of interest."""
-    if setting.stage == "sample":
-        return {"largest_batch": setting}
-    plain, again = (setting.with_training(gradient_checkpointing=each) for each in (False, True))
-    return {"largest_batch": plain, "largest_batch_checkpointed": again}
+def variants(scenario: Scenario) -> dict[str, Scenario]:
+    """The runs whose largest batch is reported, by the keys of VARIANTS."""
+    if not scenario.trains:
+        return {"largest_batch": scenario}
+    keys = zip(VARIANTS, (False, True), strict=True)
+    return {key: scenario.with_training(gradient_checkpointing=checkpointing) for key, checkpointing in keys}
 
 
-@dataclass(frozen=True)
-class Seen:
-    """Of another run, in bytes."""
+def compute_results(scenario: Scenario, chosen: GPU | None) -> Results:
+    """Compute the results for the `chosen` GPU, or all GPUs, on all cores; runs that share a trace are one task.
 
-    peak: int
-    """Of what its tensors ask for."""
-    allocated: int
-    reserved: int
-    categories: dict[str, int]
-    """The most of each that is alive at once."""
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What takes traces of its own."""
-
-    cards: dict[CardType, dict]
-    """Does it fit, what is left, the largest micro-batch, and what would make it fit."""
-    runs: dict[Setting, Seen]
-    """With each lever pulled alone, and at batch 1."""
-
-
-def ask(setting: Setting, cards: Sequence[CardType], card: CardType | None) -> Answers:
-    """All of it in one round, so that no core waits; what needs the same trace is one question.
-
-    Levers are pulled on `card`, and its largest batches are traced themselves.
+    Levers are pulled on the `chosen` GPU, and its largest batches are also checked with traces of their own.
     """
-    alike: dict[Setting, list[CardType]] = {}  # by their kernels
-    for each in cards:
-        alike.setdefault(on_card(setting, each), []).append(each)
-    pulled = [*(lever.pull(setting) for lever in levers(setting)), alone(setting)]
-    others = dict.fromkeys(on_card(other, card) for other in pulled)
-    grown = {
-        variant: (ours, name, alike[ours])
-        for ours in sorted(alike, key=lambda ours: -len(alike[ours])) for name, variant in variants(ours).items()
-    }  # fmt: skip
-    questions = [partial(_of_cards, *of, variant, variant in others, card) for variant, of in grown.items()]
-    questions += [partial(_of_run, other) for other in others if other not in grown]
-    found = Answers({}, {})
-    for answer in on_all_cores(questions):
-        for each, row in answer.cards.items():
-            found.cards.setdefault(each, {}).update(row)
-        found.runs.update(answer.runs)
-    return found
+    gpus_by_run: dict[Scenario, list[GPU]] = {}  # a run differs between GPUs in its attention kernel
+    for gpu in [chosen] if chosen else GPUS:
+        gpus_by_run.setdefault(on_gpu(scenario, gpu), []).append(gpu)
+    pulled = [*(lever.pull(scenario) for lever in levers(scenario)), scenario.accumulated(1)]
+    others = dict.fromkeys(on_gpu(other, chosen) for other in pulled)
+    arguments = {
+        variant: (run, name, gpus_by_run[run])
+        for run in sorted(gpus_by_run, key=lambda run: -len(gpus_by_run[run]))
+        for name, variant in variants(run).items()
+    }
+    tasks = [partial(_results_on_gpus, *arguments[other], other, other in others, chosen) for other in arguments]
+    tasks += [partial(_results_of_run, other) for other in others if other not in arguments]
+    merged: Results = {}
+    for results in on_all_cores(tasks):
+        for key, row in results.items():
+            merged.setdefault(key, {}).update(row)
+    return merged
 
 
-def _of_cards(
-    ours: Setting, name: str, cards: list[CardType], variant: Setting, seen: bool, only: CardType | None
-) -> Answers:
-    """Of cards that have the same kernels: the largest batch of a variant; of the run itself, how it fits besides."""
-    rows: dict[CardType, dict] = {card: {} for card in cards}
-    for card in cards:
-        if runs(variant, card):
-            batch = rows[card][name] = largest_batch(variant, card)
-            if batch and card == only:
-                rows[card][f"{name}_traced"] = [fits_traced(variant, each, card) for each in (batch, batch + 1)]
-            if variant == ours:
-                account = account_of(ours)
-                free = left(account, room(card, account))
-                rows[card] |= {"fits": free >= 0, "left": free}
-        if variant == ours and not rows[card].get("fits"):
-            rows[card]["fits_with"] = cheapest_that_fits(ours, card)
-    return Answers(rows, _of_run(variant).runs if seen else {})
+def _results_on_gpus(
+    run: Scenario, name: str, gpus: list[GPU], variant: Scenario, with_peaks: bool, chosen: GPU | None
+) -> Results:
+    """The largest batch of a variant on GPUs with the same kernels; for the run itself, also how it fits."""
+    rows: Results = {gpu: {} for gpu in gpus}
+    for gpu, row in rows.items():
+        if runs(variant, gpu):
+            batch = row[name] = largest_batch(variant, gpu)
+            if batch and gpu == chosen:
+                row[f"{name}_traced"] = [fits_traced(variant, size, gpu) for size in (batch, batch + 1)]
+            if variant == run:
+                free = left(account_of(run), room(gpu, account_of(run)))
+                row |= {"fits": free >= 0, "left": free}
+        if variant == run and not row.get("fits"):
+            row["fits_with"] = cheapest_that_fits(run, gpu)
+    return rows | (_results_of_run(variant) if with_peaks else {})
 
 
-def _of_run(setting: Setting) -> Answers:
-    account = account_of(setting)
-    given = served(account)
-    categories = {name: account.of_category(name) for name in CATEGORIES}
-    return Answers({}, {setting: Seen(account.peak().bytes, given.peak_allocated, given.peak_reserved, categories)})
+def _results_of_run(scenario: Scenario) -> Results:
+    account = account_of(scenario)
+    return {scenario: peaks_of(account)._asdict() | {name: account.of_category(name) for name in CATEGORIES}}
 
 
-def on_cards(cards: Sequence[CardType], answers: Answers) -> list[dict]:
-    """What is known of each card, and what was found."""
+def on_gpus(results: Results) -> list[dict]:
+    """One row per GPU: its properties, the builds of torch that have kernels for it, and its results."""
     return [
-        {"card": card.name, "bytes": card.bytes, "bytes_from": card.source, "capability": card.capability,
-         "attention": card.attention, "bf16": card.bf16, "wheel": card.wheel, "runs": "fits" in answers.cards[card]}
-        | answers.cards[card]
-        for card in cards
+        {"card": gpu.name, "bytes": gpu.bytes, "bytes_from": gpu.source, "capability": gpu.capability,
+         "attention": gpu.attention, "bf16": gpu.bf16,
+         "wheel": "any" if gpu.capability >= (7, 5) else "cu126",  # Volta and Pascal: only those for CUDA 12.6
+         "runs": "fits" in results[gpu]}
+        | results[gpu]
+        for gpu in GPUS if gpu in results
     ]  # fmt: skip
 
 
-def cards_table(rows: list[dict]) -> str:
+def gpus_table(rows: list[dict]) -> str:
     cells = []
     for row in rows:
-        says = "no bf16" if not row["runs"] else "yes" if row["fits"] else "no"
+        verdict = "no bf16" if not row["runs"] else "yes" if row["fits"] else "no"
         batches = [str(row.get(name) or "-") for name in ("largest_batch", "largest_batch_checkpointed")]
-        cells.append([row["card"], gib(row["bytes"]), says, gib(row["left"]) if row["runs"] else "-", *batches,
+        cells.append([row["card"], gib(row["bytes"]), verdict, gib(row["left"]) if row["runs"] else "-", *batches,
                       "{}.{}".format(*row["capability"]), row["attention"], "yes" if row["bf16"] else "no",
                       row["wheel"]])  # fmt: skip
     headings = ("card", "GiB", "fits", "left", "largest batch", "with checkpointing", "capability", "attention",
@@ -265,23 +225,23 @@ def cards_table(rows: list[dict]) -> str:
     return "\n".join(text)
 
 
-def one_card(row: dict) -> str:
-    """Where the card's size is from; what came of the largest batches and the next ones, each traced itself."""
-    lines = [fill(f"The card's bytes: {row['bytes_from']}.", WIDTH)]
+def one_gpu(row: dict) -> str:
+    """The source of the GPU's memory size, and whether its largest batches and the next ones fit when traced."""
+    text = [fill(f"The card's bytes: {row['bytes_from']}.", WIDTH)]
     for name, words in VARIANTS.items():
         if traced := row.get(f"{name}_traced"):
-            found = [f"batch {row[name] + i} {'fits' if fits else 'does not fit'}" for i, fits in enumerate(traced)]
-            lines.append(f"Traced themselves, {words}: {', '.join(found)}.")
-    return "\n".join(lines)
+            checks = [f"batch {row[name] + i} {'fits' if fits else 'does not fit'}" for i, fits in enumerate(traced)]
+            text.append(f"Traced themselves, {words}: {', '.join(checks)}.")
+    return "\n".join(text)
 
 
-def advice(setting: Setting, account: Account, answers: Answers, card: CardType | None) -> list[dict]:
-    """What each lever that saves anything would save, pulled alone and traced; the largest saving first."""
-    now, rows = served(account), []
-    for lever in levers(setting):
-        then = answers.runs[on_card(lever.pull(setting), card)]
-        rows.append({"lever": lever.name, "cost": lever.cost, "allocated": now.peak_allocated - then.allocated,
-                     "reserved": now.peak_reserved - then.reserved})  # fmt: skip
+def advice(scenario: Scenario, account: Account, results: Results, gpu: GPU | None) -> list[dict]:
+    """The bytes that each lever saves when pulled alone, the largest saving first; only those that save any."""
+    before, rows = peaks_of(account)._asdict(), []
+    for lever in levers(scenario):
+        after = results[on_gpu(lever.pull(scenario), gpu)]
+        saved = {what: before[what] - after[what] for what in ("allocated", "reserved")}
+        rows.append({"lever": lever.name, "cost": lever.cost, **saved})
     return sorted((row for row in rows if row["allocated"] > 0), key=lambda row: -row["allocated"])
 
 
@@ -293,37 +253,34 @@ def advice_table(rows: list[dict]) -> str:
 # ---- for programs
 
 
-def as_dictionary(setting: Setting, parts: list[Component], account: Account, card: CardType | None) -> dict:
-    """All that the tables say, in bytes."""
-    peak, cards = account.peak(), [card] if card else CARDS
-    answers = ask(setting, cards, card)
+def as_dictionary(scenario: Scenario, parts: list[Component], account: Account, gpu: GPU | None) -> dict:
+    """The content of all tables, in bytes."""
+    peak, results = account.peak(), compute_results(scenario, gpu)
     return {
         "measured": False,
-        "stage": setting.stage,
-        "users": setting.users,
-        "processes": setting.processes,
-        "attention": setting.attention,
-        "config": asdict(setting.config),
-        "components": {
-            part.name: {"parameters": part.parameters, **{c: getattr(part, c) for c in EXACT}} for part in parts
-        },
-        "parameters_without_effect": without_effect(setting.config, parts),
+        "stage": scenario.stage,
+        "users": scenario.users,
+        "processes": scenario.processes,
+        "attention": scenario.attention,
+        "config": asdict(scenario.config),
+        "components": {part.name: {c: getattr(part, c) for c in COMPONENT_COLUMNS} for part in parts},
+        "parameters_without_effect": without_effect(scenario.config, parts),
         "peak": asdict(peak),
         "peak_of_phase": {name: account.peak(name).bytes for name in account.phases()},
         "at_peak": account.table(peak.clock),
         "modules_at_peak": account.modules(peak.clock, depth=99),
         "end_of_forward": [int(account.live()[clock]) for clock in account.forward_ends],
-        "beside": [asdict(line) for line in lines(account, card, setting.processes)],
-        "old_estimates": old_estimates(setting, parts, answers, card),
-        "cards": on_cards(cards, answers),
-        "advice": advice(setting, account, answers, card),
+        "beside": [asdict(part) for part in overheads(account, gpu, scenario.processes)],
+        "old_estimates": old_estimates(scenario, parts, results, gpu),
+        "cards": on_gpus(results),
+        "advice": advice(scenario, account, results, gpu),
     }
 
 
 def write_modules(account: Account, path: Path) -> None:
-    """A line for each module that has something alive at the peak: bytes by category.
+    """Write a CSV table with the bytes of each module at the peak, by category.
 
-    UserError where the file is there and is no such table.
+    UserError if the file exists and is not such a table.
     """
     columns = ("module", *CATEGORIES, "total")
     if path.is_file() and not path.read_bytes().startswith(",".join(columns).encode()):

@@ -1,60 +1,85 @@
-"""A run, as far as its memory depends on it."""
+"""Everything about a run that its memory depends on."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from train.config.schema import Config
-from train.engine.trainer import TrainingConfig
-from train.memory.components import Stage
-from train.memory.cuda_rules import Attention
+from train.config.sections import TrainingConfig
+from train.memory.cuda_rules import AttentionKernel
 
 
 @dataclass(frozen=True)
-class Setting:
+class Scenario:
     config: Config
-    stage: Stage = "ldm"
+    stage: Literal["vae", "ldm", "sample"] = "ldm"  # a training, or generating images with a trained LDM
     users: int = 31
-    attention: Attention = "efficient"
-    """The best kernel of the card."""
-    processes: int = 1
-    """That divide every window among them."""
-    validates: bool = True
-    """Whether what the training loop runs between steps is a part of it."""
-    device: str = "meta"
-    """"cpu" and "cuda" run it in earnest: what a test, and a measurement, hold the trace against."""
+    attention: AttentionKernel = "efficient"  # the best kernel of the GPU
+    processes: int = 1  # that divide every batch among them
+    validates: bool = True  # whether to include the validation and the pictures of the training loop
+    device: str = "meta"  # on "cpu" (tests) and "cuda" (--measure) tensors are real, to compare the trace with
 
     @property
     def training(self) -> TrainingConfig:
         return self.config.vae_training if self.stage == "vae" else self.config.ldm_training
 
-    def with_training(self, **changes) -> "Setting":
-        section = "vae_training" if self.stage == "vae" else "ldm_training"
-        return replace(self, config=replace(self.config, **{section: replace(self.training, **changes)}))
+    @property
+    def trains(self) -> bool:
+        return self.stage != "sample"
+
+    @property
+    def micro_batch(self) -> int:
+        """Images that go through the model at once."""
+        return self.training.batch_size if self.trains else self.config.sampling.batch_size
+
+    @property
+    def images_per_step(self) -> int:
+        return self.training.images_per_step if self.trains else self.micro_batch
 
     @property
     def ranks(self) -> int:
-        """Cards among which the optimizer's state is divided."""
+        """Number of processes that divide the optimizer's state among them."""
         return self.processes if self.training.shard_optimizer else 1
 
-    def of_one_process(self, processes: int, micro_batch: int) -> "Setting":
-        """What each of the processes of a run does: its share of the window."""
-        share = -(-self.training.window // processes)
-        size = min(micro_batch, share)
-        return replace(self, processes=processes).with_training(
-            batch_size=size, gradient_accumulation_steps=-(-share // size)
-        )
+    def changed(self, **sections: dict) -> "Scenario":
+        """The same run with changes in these sections of its config."""
+        changed = {name: replace(getattr(self.config, name), **changes) for name, changes in sections.items()}
+        return replace(self, config=replace(self.config, **changed))
 
-    def with_fused(self, fused: bool) -> "Setting":
+    def with_training(self, **changes) -> "Scenario":
+        return self.changed(**{"vae_training" if self.stage == "vae" else "ldm_training": changes})
+
+    def with_micro_batch(self, size: int) -> "Scenario":
+        return self.with_training(batch_size=size) if self.trains else self.changed(sampling={"batch_size": size})
+
+    def accumulated(self, micro_batch: int) -> "Scenario":
+        """The same batch, split into micro-batches of this size, which must divide it."""
+        pieces = self.images_per_step // micro_batch
+        smaller = self.with_micro_batch(micro_batch)
+        return smaller.with_training(gradient_accumulation_steps=pieces) if self.trains else smaller
+
+    def of_one_process(self, processes: int, micro_batch: int) -> "Scenario":
+        """The run of one of these processes, with its share of the batch."""
+        share = -(-self.training.images_per_step // processes)
+        size = min(micro_batch, share)
+        one = replace(self, processes=processes)
+        return one.with_training(batch_size=size, gradient_accumulation_steps=-(-share // size))
+
+    def with_fused(self, fused: bool) -> "Scenario":
         return self.with_training(optimizer=replace(self.training.optimizer, fused=fused))
 
-    def with_latents(self, cached: bool) -> "Setting":
-        """Cached ones are of images that are not flipped."""
-        config = self.config
-        data = replace(config.data, horizontal_flip=False, vertical_flip=False) if cached else config.data
-        return replace(self, config=replace(config, data=data, latents=replace(config.latents, cache_latents=cached)))
+    def with_latents(self, cached: bool) -> "Scenario":
+        """The same run with or without cached latents; caching turns flips off, as it must."""
+        no_flips = {"horizontal_flip": False, "vertical_flip": False}
+        return self.changed(data=no_flips if cached else {}, latents={"cache_latents": cached})
 
-    def before_steps(self) -> "Setting":
-        """The same for all runs that have the same on the card when a step begins."""
-        same = self.with_training(
+    def before_steps(self) -> "Scenario":
+        """Cache key: equal for all runs whose models, EMA and optimizer state are the same when a step begins."""
+        common = self.with_micro_batch(1).with_training(
             batch_size=1, gradient_accumulation_steps=1, mixed_precision="no", gradient_checkpointing=False
         )
-        return replace(same.with_latents(True), attention="efficient", processes=self.ranks, validates=True)
+        return replace(common.with_latents(True), attention="efficient", processes=self.ranks, validates=True)
+
+    def models_only(self) -> "Scenario":
+        """Cache key: equal for all runs of the same models."""
+        common = self.before_steps().with_fused(False).with_training(shard_optimizer=False, ema_on_cpu=False)
+        return replace(common, processes=1)

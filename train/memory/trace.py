@@ -1,18 +1,16 @@
-"""What lives when: every storage that a run of the real code makes on the meta device, from birth to death.
+"""Records every storage that a run of the real code makes on the meta device, from its birth to its death.
 
 A storage is born in the operator whose result first uses it (a view uses an old one) and dies with its last
-reference, held by Python or by autograd; the clock counts births and deaths. Nothing is estimated: meta
-tensors carry shapes and dtypes through torch's own operators, autograd and optimizer, only no numbers.
-
-Each birth notes the phase, the operator, and the module at work. In the backward pass that is the module
-whose forward made the autograd node that runs: nodes are numbered as they are made, so the number finds it.
+reference, held by Python or by autograd; the clock counts births and deaths. Each is recorded with the phase, the
+operator and the active module. In the backward pass that is the module whose forward pass made the current autograd
+node, found by the node's sequence number.
 """
 
 import gc
 import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -21,98 +19,83 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nets.checkpointing import Checkpointed
-from train.memory.cuda_rules import Card
-from train.memory.op_cache import SHAPES, Uncached
+from train.memory.cuda_rules import CudaRules
+from train.memory.op_cache import SHAPES
 
 
 @dataclass(slots=True)
 class Storage:
-    """A piece of memory, and where it came from."""
+    """The memory of one or more tensors, and where it came from."""
 
     bytes: int
     phase: str
     operator: str
-    module: str
-    """Qualified name of the innermost module at work, its component first ("UNet.mid_block.resnets.0.conv1")."""
+    module: str  # the innermost active one, its component first: "UNet.mid_block.resnets.0.conv1"
     born: int
     died: int | None = None
-    category: str = ""
-    """Once it is known to be more than a temporary: "weights", "gradients", ..."""
-
-
-@dataclass(frozen=True)
-class Passage:
-    """A part of a run, which can be written down again."""
-
-    storages: list[Storage]
-    start: int
-    end: int
-    forward_ends: list[int]
-    left: dict[Hashable, tuple[Storage, torch.Size, tuple[int, ...], torch.dtype]]
-    """The tensors that outlive it: storage, size, stride, dtype."""
+    category: str = ""  # one of account.CATEGORIES; empty for temporaries
 
 
 class Trace(TorchDispatchMode):
-    """While entered, records the storages that operators make on `device`, as a `card` would."""
+    """While entered, records the storages that operators make on `device`, under the rules of a CUDA GPU."""
 
-    def __init__(self, modules: dict[str, nn.Module], card: Card, device: str = "meta"):
+    def __init__(self, modules: dict[str, nn.Module], rules: CudaRules, device: str = "meta"):
         super().__init__()
-        self.card, self.device = card, device
+        self.rules, self.device = rules, device
         self.storages: list[Storage] = []
         self.clock = 0
-        self.forward_ends: list[int] = []
-        """When each micro-batch's forward pass ended."""
+        self.forward_ends: list[int] = []  # the clock at the end of each micro-batch's forward pass
         self.phase = "setup"
         self._alive: dict[int, tuple[weakref.ref, Storage]] = {}
-        self._shapes = SHAPES if device == "meta" else Uncached()
+        self._shapes = SHAPES if device == "meta" else None
         self._names = {m: f"{c}.{n}".rstrip(".") for c, root in modules.items() for n, m in root.named_modules()}
         self._scopes: list[str] = []
-        self._borders: list[tuple[int, str]] = [(0, "")]  # (number of the next autograd node, module at work)
-        self._precisions: dict[nn.Module, torch.dtype | None] = {}  # of the last forward, for its recomputation
+        self._borders: list[tuple[int, str]] = [(0, "")]  # (number of the next autograd node, active module)
+        self._precisions: dict[nn.Module, torch.dtype | None] = {}  # in the last forward pass, for recomputation
         self._recomputations: list[ExitStack] = []
-        card.on_half_copy = lambda weight, copy: self.label([copy], "half copies", like=weight)
+        rules.on_half_copy = lambda weight, copy: self.label([copy], "half copies", weight)
 
-    def continued(self, card: Card) -> "Trace":
-        """A trace that goes on from where this one has ended; this one stays, for others to go on from."""
-        other = Trace({}, card, self.device)
+    def continued(self, rules: CudaRules) -> "Trace":
+        """A new trace that continues where this one ended; this one is not changed."""
+        other = Trace({}, rules, self.device)
         other.storages, other.clock, other._names = self.storages.copy(), self.clock, self._names
-        other._alive = self._left.copy()
+        other._alive = self._alive_at_end.copy()
         return other
 
-    def again(self, known: dict, key: Hashable, part: Callable[[], dict]) -> dict:
-        """What `part` returns; where the key is known, the same is written down again instead of running it.
+    def record_once(self, recordings: dict, key: Hashable, part: Callable[[], dict | None]) -> dict:
+        """Run and record `part`, or append its recording if there is one for this key; returns its tensors by name.
 
-        Of what it makes only the tensors that it returns, by any names, outlive it; each has a storage of its own.
+        Each returned tensor must own its storage, and no other tensor that `part` makes may outlive it.
         """
-        if key in known:
-            return self._write_down(known[key])
+        if key in recordings:
+            return self._append(*recordings[key])
         first, start, ends = len(self.storages), self.clock, len(self.forward_ends)
-        left = part()
-        known[key] = Passage(
-            self.storages[first:], start, self.clock, self.forward_ends[ends:],
-            {name: (self.find(t), t.shape, t.stride(), t.dtype) for name, t in left.items()},
-        )  # fmt: skip
-        return left
+        tensors = part() or {}
+        results = {name: (self._record(t), t.shape, t.stride(), t.dtype) for name, t in tensors.items()}
+        recordings[key] = results, self.storages[first:], self.forward_ends[ends:], start, self.clock
+        return tensors
 
-    def _write_down(self, passage: Passage) -> dict[Hashable, Tensor]:
-        first, later = len(self.storages), self.clock - passage.start
-        left, keys = {}, {}
-        for name, (then, *shape, dtype) in passage.left.items():
-            left[name] = torch.empty_strided(*shape, dtype=dtype, device=self.device)
-            keys[id(then)] = left[name].untyped_storage()._cdata
-        del self.storages[first:]  # they are born in their turn
-        for s in passage.storages:
+    def _append(
+        self, results: dict[Hashable, tuple], storages: list[Storage], forward_ends: list[int], start: int, end: int
+    ) -> dict[Hashable, Tensor]:
+        first, shift = len(self.storages), self.clock - start
+        tensors, keys = {}, {}
+        for name, (storage, *shape, dtype) in results.items():
+            tensors[name] = torch.empty_strided(*shape, dtype=dtype, device=self.device)
+            keys[id(storage)] = tensors[name].untyped_storage()._cdata
+        del self.storages[first:]  # the loop adds them at their recorded births
+        for s in storages:
             key = keys.get(id(s))
-            died = s.died + later if key is None else None
-            now = Storage(s.bytes, s.phase, s.operator, s.module, s.born + later, died, s.category)
-            self.storages.append(now)
+            died = s.died + shift if key is None else None
+            copy = Storage(s.bytes, s.phase, s.operator, s.module, s.born + shift, died, s.category)
+            self.storages.append(copy)
             if key is not None:
-                self._alive[key] = (self._alive[key][0], now)
-        self.forward_ends += [end + later for end in passage.forward_ends]
-        self.clock = passage.end + later
-        return left
+                self._alive[key] = (self._alive[key][0], copy)
+        self.forward_ends += [clock + shift for clock in forward_ends]
+        self.clock = end + shift
+        return tensors
 
-    # ---- what the run tells
+    # ---- called by the run
 
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:
@@ -122,40 +105,28 @@ class Trace(TorchDispatchMode):
         finally:
             self.phase = outer
 
-    def label(self, tensors, category: str, module: str | None = None, like: Tensor | None = None) -> None:
-        """Say what these tensors are, and whose: of `module`, or of the owner of `like`."""
-        if like is not None:
-            module = self.find(like).module
-        for tensor in tensors:
-            storage = self.find(tensor)
-            storage.category = category
-            if module is not None:
-                storage.module = module
+    def label(self, tensors: Iterable[Tensor], category: str, owner: str | Tensor) -> None:
+        """Set the category of these tensors, and their module: the one of this name, or that of this tensor."""
+        module = owner if isinstance(owner, str) else self._record(owner).module
+        for storage in map(self._record, tensors):
+            storage.category, storage.module = category, module
 
     def label_weights(self) -> None:
         for module, name in self._names.items():
-            tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-            self.label(tensors, "weights", module=name)
+            self.label([*module.parameters(recurse=False), *module.buffers(recurse=False)], "weights", name)
 
     def label_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         for p in parameters:
-            self.label([p.grad], "gradients", like=p)
+            self.label([p.grad], "gradients", p)
 
     def end_forward(self) -> None:
-        """What the forward pass has made and left is kept for the backward pass."""
-        for storage in self.living():
+        """Label all living storages of the forward pass as activations."""
+        for _, storage in self._alive.values():
             if storage.phase == "forward" and not storage.category:
                 storage.category = "activations"
         self.forward_ends.append(self.clock)
 
-    def find(self, tensor: Tensor) -> Storage:
-        """The record of a tensor's storage, which is made where there is none yet."""
-        return self._see(tensor, "")
-
-    def living(self) -> list[Storage]:
-        return [storage for _, storage in self._alive.values()]
-
-    # ---- what torch tells
+    # ---- called by torch
 
     def __enter__(self):
         self._hooks = (
@@ -163,77 +134,79 @@ class Trace(TorchDispatchMode):
             register_module_forward_hook(self._leave_module, always_call=True),
         )
         self._collects = gc.isenabled()
-        gc.disable()  # so that nothing dies later than its last reference
-        self.card.__enter__()
+        gc.disable()  # so that the moments of death do not depend on when cycles are collected
+        self.rules.__enter__()
         return super().__enter__()
 
     def __exit__(self, *error):
         super().__exit__(*error)
-        self.card.__exit__(*error)
+        self.rules.__exit__(*error)
         if self._collects:
             gc.enable()
-        self._left, self._alive = self._alive, {}  # what is alive now is alive at the end
+        self._alive_at_end, self._alive = self._alive, {}  # later deaths are not recorded
         for hook in self._hooks:
             hook.remove()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled here, and every call would ask
+        return False  # nothing is compiled here; torch's own check costs time in every call
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result, new = self._shapes.call(func, args, kwargs or {})
+        kwargs = kwargs or {}
+        result, new = self._shapes.call(func, args, kwargs) if self._shapes else (func(*args, **kwargs), True)
         if new:
-            self._see_all(result, func)
+            self._record_result(result, func)
         if func is torch.ops.aten._safe_softmax.default:
-            self._see(torch.empty_like(result, dtype=torch.bool), func)  # the mask that it makes inside
+            self._record(torch.empty_like(result, dtype=torch.bool), func)  # its internal mask
         return result
 
-    def _see_all(self, result, func) -> None:
+    def _record_result(self, result, func) -> None:
         if isinstance(result, Tensor):
             if result.device.type == self.device:
-                self._see(result, func)
+                self._record(result, func)
         elif isinstance(result, list | tuple):
             for item in result:
-                self._see_all(item, func)
+                self._record_result(item, func)
 
-    def _see(self, tensor: Tensor, func) -> Storage:
+    def _record(self, tensor: Tensor, func=None) -> Storage:
+        """The record of a tensor's storage, made if there is none yet."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if known := self._alive.get(key):
             return known[1]
         self.clock += 1
         operator = func.overloadpacket.__name__ if func else ""
-        phase = "backward" if self.card.backward else self.phase
+        phase = "backward" if self.rules.backward else self.phase
         record = Storage(storage.nbytes(), phase, operator, self._module(), self.clock)
         self.storages.append(record)
-        self._alive[key] = (weakref.ref(storage, lambda _: self._bury(key)), record)
+        self._alive[key] = (weakref.ref(storage, lambda _: self._record_death(key)), record)
         return record
 
-    def _bury(self, key: int) -> None:
+    def _record_death(self, key: int) -> None:
         if dead := self._alive.pop(key, None):
             self.clock += 1
             dead[1].died = self.clock
 
-    # ---- which module is at work
+    # ---- the active module
 
     def _module(self) -> str:
         if self._scopes:
             return self._scopes[-1]
-        if self.card.backward and (node := torch._C._current_autograd_node()) is not None:
+        if self.rules.backward and (node := torch._C._current_autograd_node()) is not None:
             position = bisect_right(self._borders, node._sequence_nr(), key=lambda border: border[0]) - 1
             return self._borders[position][1]
         return ""
 
     def _enter_module(self, module: nn.Module, args) -> None:
         if isinstance(module, Checkpointed):
-            # Checkpointing computes a forward again inside the backward pass, which no function mode sees.
-            if self.card.backward:
-                again = ExitStack()
-                again.enter_context(self.card)
-                again.enter_context(self.card.autocast(self._precisions[module]))
-                self._recomputations.append(again)
+            # Function modes are off in the backward pass, where checkpointing recomputes the forward pass.
+            if self.rules.backward:
+                recomputation = ExitStack()
+                recomputation.enter_context(self.rules)
+                recomputation.enter_context(self.rules.autocast(self._precisions[module]))
+                self._recomputations.append(recomputation)
             else:
-                self._precisions[module] = self.card.precision
+                self._precisions[module] = self.rules.precision
         self._scopes.append(self._names.get(module, ""))
         self._mark_border()
 
@@ -244,5 +217,23 @@ class Trace(TorchDispatchMode):
             self._recomputations.pop().close()
 
     def _mark_border(self) -> None:
-        if not self.card.backward:
+        if not self.rules.backward:
             self._borders.append((torch.autograd._get_sequence_nr(), self._scopes[-1] if self._scopes else ""))
+
+
+class NoTrace(nullcontext):
+    """Null trace, for real CUDA runs, where torch counts the bytes."""
+
+    phase = ""
+    during = nullcontext
+
+    def ignore(self, *args) -> None:
+        pass
+
+    label = label_weights = label_gradients = end_forward = ignore
+
+    def continued(self, rules: CudaRules) -> "NoTrace":
+        return self
+
+    def record_once(self, recordings: dict, key: Hashable, part: Callable[[], dict | None]) -> dict | None:
+        return part()

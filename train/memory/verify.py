@@ -1,84 +1,75 @@
-"""The account beside a training that runs: its total before the first step, the measured peak after a few.
+"""Compares the account with a running training: prints the predicted peak first, the measured one after a few steps.
 
-What a device lets be seen differs. On a CUDA card torch counts the bytes, and the peak is compared. On the CPU
-the process holds Python, the images and oneDNN's scratch memory too, which no account of tensors can tell
-apart: there only what stands in memory between two steps is compared, which is also done on a card.
+On a GPU torch counts the allocated bytes, so the peak is compared. On the CPU a peak of tensors alone cannot be
+measured: the process also holds Python, the images and oneDNN's scratch. Tensors that remain between steps are
+counted on both.
 """
 
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 import torch
 from torch import nn
 
+from train.base.processes import world_size
 from train.base.progress import say
+from train.base.units import MiB
+from train.config.sections import MixedPrecision
 from train.engine.optim import kept_here
-from train.engine.step import StepResult
-from train.memory.account import Account
+from train.engine.trainer import Trainer
 from train.memory.allocator import served
-from train.memory.components import size
-from train.memory.fit import account_of, on_card
-from train.memory.gpus import card_here
+from train.memory.components import bytes_of
+from train.memory.fit import account_of, on_gpu
+from train.memory.gpus import gpu_here
 from train.memory.overhead import cublas
-from train.memory.scenario import Setting
+from train.memory.scenario import Scenario
 
-WINDOWS = 3  # after which the peak is that of every later step
+STEPS = 3  # after these, the peak no longer changes
 TOLERANCE = 0.03
-MiB = 2**20
 
 
-def watched(
-    take_step: Callable[[int], StepResult], setting: Setting, device: torch.device,
-    models: Iterable[nn.Module], optimizers: Iterable[torch.optim.Optimizer],
-) -> Callable[[int], StepResult]:  # fmt: skip
-    """take_step, which prints after some windows what memory they took beside what this prints now.
-
-    `models` are all that the device holds, `optimizers` all that step. A difference of more than 3% is a warning.
-    """
-    here = card_here(device)
-    account = account_of(on_card(replace(setting, validates=False), here))
-    models, optimizers, taken = list(models), list(optimizers), 0
-    predicted = {"peak": served(account).peak_allocated + (cublas(here, account).bytes if here else 0)}
+def watch_memory(trainer: Trainer, precision: MixedPrecision) -> Callable[[], None]:
+    """Print the predicted peak of a step; the returned function, called after each step, prints the measured one."""
+    stage, gpu = trainer.stage, gpu_here(trainer.device)
+    scenario = Scenario(stage.actual_config, stage.name, len(stage.data.user_names), validates=False)
+    scenario = scenario.with_training(mixed_precision=precision)  # which may be another than the config's
+    scenario = scenario.of_one_process(world_size(), trainer.micro_batch.size)
+    account = account_of(on_gpu(scenario, gpu))
+    predicted = {"peak": served(account).peak_allocated + (cublas(gpu, account).bytes if gpu else 0)}
     print(f"Memory: {predicted['peak'] / MiB:,.0f} MiB at the peak of a step (predicted; see train.memcheck)")
-    predicted |= standing(account)
+    for name in ("weights", "gradients", "optimizer state"):  # at the step's end, when the gradients still exist
+        predicted[name] = account.of_category(name, account.end - 1)
+    models = [*stage.models(), *([] if stage.training.ema_on_cpu else [trainer.ema.model])]
+    steps = 0
+    if gpu:
+        torch.cuda.reset_peak_memory_stats(trainer.device)
 
-    def step_and_look(step: int) -> StepResult:
-        nonlocal taken
-        if here and not taken:
-            torch.cuda.reset_peak_memory_stats(device)
-        result = take_step(step)
-        taken += result.taken
-        if taken == WINDOWS and result.taken:
-            measured = live(models, optimizers)
-            if here:
-                measured["peak"] = torch.cuda.max_memory_allocated(device)
+    def after_step() -> None:
+        nonlocal steps
+        steps += 1
+        if steps == STEPS:
+            measured = alive(models, [learner.optimizer for learner in stage.learners()])
+            if gpu:
+                measured["peak"] = torch.cuda.max_memory_allocated(trainer.device)
             compare(predicted, measured)
-        return result
 
-    return step_and_look
-
-
-def standing(account: Account) -> dict[str, int]:
-    """Bytes by category when a step has ended, gradients included."""
-    last = account.end - 1
-    return {name: account.of_category(name, last) for name in ("weights", "gradients", "optimizer state")}
+    return after_step
 
 
-def live(models: list[nn.Module], optimizers: list[torch.optim.Optimizer]) -> dict[str, int]:
-    """The same, counted in the tensors that are there."""
+def alive(models: Iterable[nn.Module], optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, int]:
+    """Measured bytes by category, counted from the tensors themselves."""
     weights = {t.data_ptr(): t for model in models for t in (*model.parameters(), *model.buffers())}
     stepped = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
     states = [t for optimizer in optimizers for state in kept_here(optimizer).values() for t in state.values()]
     return {
-        "weights": size(weights.values()),
-        "gradients": size(p.grad for p in stepped if p.grad is not None),
-        "optimizer state": size(t for t in states if t.dim()),  # step counts stay on the CPU
+        "weights": bytes_of(weights.values()),
+        "gradients": bytes_of(p.grad for p in stepped if p.grad is not None),
+        "optimizer state": bytes_of(t for t in states if t.dim()),  # step counts stay on the CPU
     }
 
 
 def compare(predicted: dict[str, int], measured: dict[str, int]) -> None:
-    """Print both, and a warning for each that differs too much."""
+    """Print both, and a warning for each category that differs by more than TOLERANCE."""
     both = ", ".join(f"{name} {measured[name] / MiB:,.1f} ({predicted[name] / MiB:,.1f})" for name in measured)
     unseen = "" if "peak" in measured else "; a peak of tensors alone cannot be seen on the CPU"
     say(f"Memory in MiB, measured (predicted): {both}{unseen}")

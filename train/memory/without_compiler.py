@@ -1,7 +1,7 @@
-"""Torch without its compiler, whose import takes two seconds.
+"""Stand-ins for torch's compiler, whose import takes two seconds.
 
-Even where nothing is compiled, torch asks the compiler's modules a few things: not to compile an optimizer, or
-whether a size is known. Here every size is a plain number, and the answers are short.
+Even when nothing is compiled, torch calls a few functions of the compiler's modules, for example to exclude an
+optimizer from compilation or to ask whether a size is known. Here every size is a plain number.
 """
 
 import importlib
@@ -14,13 +14,13 @@ from types import ModuleType, SimpleNamespace
 import torch
 
 COMPILER = {
-    # Optimizers, checkpointing and some meta operators tell it what not to compile.
+    # Optimizers, checkpointing and some meta operators exclude functions from compilation.
     "torch._dynamo": {
         "config": SimpleNamespace(error_on_nested_fx_trace=False),
         "disable": lambda function, recursive=True, wrapping=True: function,
         "graph_break": lambda *message: None,
     },
-    # Meta operators ask what is known of sizes that might be symbols.
+    # Meta operators ask what is known about sizes that might be symbolic.
     "torch.fx.experimental.symbolic_shapes": {
         "expect_true": bool, "statically_known_true": bool,
         "guard_or_false": bool, "guard_or_true": bool, "guard_size_oblivious": bool,
@@ -34,34 +34,32 @@ COMPILER = {
 
 
 class _StandIn(ModuleType):
-    """Gives these answers; when it is asked for anything else, the real modules are imported."""
-
-    def __init__(self, name: str, answers: dict):
-        super().__init__(name)
-        self.__dict__.update(answers)
+    """A module in which access to an attribute that it does not have imports the real modules instead."""
 
     def __getattr__(self, name: str):
-        if name.startswith("__"):  # import looks for such names in every module
+        if name.startswith("__"):  # the import system reads such names of every module
             raise AttributeError(name)
-        _withdraw()
+        _remove_stand_ins()
         return getattr(importlib.import_module(self.__name__), name)
 
 
 @contextmanager
 def without_compiler() -> Iterator[None]:
-    """While entered, torch asks the stand-ins; those that have imported its compiler already go on with that."""
+    """Inside the context torch uses the stand-ins, unless its compiler has been imported already."""
     if any(name in sys.modules for name in COMPILER):
         yield
         return
-    sys.modules.update({name: _StandIn(name, answers) for name, answers in COMPILER.items()})
+    for name, attributes in COMPILER.items():
+        sys.modules[name] = _StandIn(name)
+        vars(sys.modules[name]).update(attributes)
     torch._dynamo = sys.modules["torch._dynamo"]
     try:
         yield
     finally:
-        _withdraw()
+        _remove_stand_ins()
 
 
-def _withdraw() -> None:
+def _remove_stand_ins() -> None:
     for name in COMPILER:
         if isinstance(sys.modules.get(name), _StandIn):
             del sys.modules[name]

@@ -1,29 +1,36 @@
-"""Checkpoints: folders that are whole and true, or not used.
+"""Checkpoints: folders that are used only if they are complete and undamaged.
 
-A checkpoint is written into a temporary folder, synced to the disk and renamed; `checksum.json` holds the
-SHA-256 of its files. A process may be killed at any moment: the checkpoint before it stays.
-
-    step_00001000_best/   of the best validation so far, kept whatever its age
-    step_00003000/
-    step_00004000/
-
-While the newest is the best, the best before it stays too, since the newest may turn out to be damaged.
+A checkpoint is written into a temporary folder, synced to the disk and renamed; `checksum.json` holds the SHA-256 of
+its file. Whenever a process is killed, the checkpoint before stays. `step_00001000_best` is the best validation so far,
+kept whatever its age; while it is the newest, so is the best before it, since the newest may turn out to be damaged.
 """
 
-import hashlib
 import os
 import shutil
 import sys
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
+from torch import nn
 
-from train.base.errors import UserError
-from train.base.files import load_tensors, read_json, write_json
+from train.base.errors import UserError, require
+from train.base.files import LOAD_ERRORS, file_hash, load_tensors, read_json, sync_folder, write_json
+from train.base.units import in_units
+from train.config.sections import TrainingConfig
 
 STATE = "state.pt"
-NAME, BEST, DAMAGED = "step_" + "[0-9]" * 8, "_best", "damaged_"
+PATTERN, BEST, DAMAGED = "step_" + "[0-9]" * 8, "_best", "damaged_"
+
+
+class Stateful(Protocol):
+    """A part of a checkpoint. All processes call `state_dict` together; that of the first is saved."""
+
+    def state_dict(self) -> dict: ...
+    def load_state_dict(self, state: dict) -> object: ...
 
 
 @dataclass(frozen=True)
@@ -34,22 +41,35 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, step: int, state: dict, keep: int, best: bool = False) -> Path:
-    """Write `folder/step_<step>`, then remove all checkpoints but the last `keep` and the best one.
+    """Write `folder/step_<step>`, then remove all checkpoints but the last `keep` and the best one before the newest.
 
-    UserError where the disk is full; the checkpoints before it are then as they were.
+    UserError where the disk is full; the earlier checkpoints are then unchanged.
     """
     name = f"step_{step:08d}"
     target, temporary = folder / (name + BEST * best), folder / f".{name}.tmp"
-    for leftover in [*folder.glob(f".{NAME}.tmp"), *folder.glob(DAMAGED + NAME + "*")]:  # of kills, and set aside
+    # What killed processes have left, and what is set aside as damaged.
+    for leftover in [*folder.glob(f".{PATTERN}.tmp"), *folder.glob(f"{DAMAGED}{PATTERN}*")]:
         shutil.rmtree(leftover)
     try:
         _write(temporary, {"step": step, "state": state})
         os.replace(temporary, target)
-        _sync_folder(folder)
+        sync_folder(folder)
     except (OSError, RuntimeError, UserError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(f"{target}: cannot be saved ({_reason(error)}); {last_good(folder)}") from error
-    _remove_old(folder, keep)
+        # torch.save reports a full disk by its own RuntimeError.
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if not isinstance(cause, OSError | UserError):
+            raise
+        reason = getattr(cause, "strerror", None) or cause
+        raise UserError(f"{target}: cannot be saved ({reason}); {last_good(folder)}") from error
+    checkpoints = list_checkpoints(folder)
+    earlier_best = [path for path in checkpoints[:-1] if path.name.endswith(BEST)]
+    for path in checkpoints[:-keep]:
+        if path not in earlier_best[-1:]:
+            shutil.rmtree(path)
+    for path in earlier_best[:-1]:
+        if path in checkpoints[-keep:]:
+            path.rename(path.with_name(path.name.removesuffix(BEST)))
     return target
 
 
@@ -59,62 +79,38 @@ def _write(folder: Path, content: dict) -> None:
         torch.save(content, file)
         file.flush()
         os.fsync(file.fileno())
-    write_json(folder / "checksum.json", {STATE: _sha256(folder / STATE)})
-    _sync_folder(folder)
-
-
-def _reason(error: Exception) -> str:
-    """Why a save failed. torch.save turns a full disk into a RuntimeError of its own, within which it is found."""
-    cause = error.__context__ if isinstance(error, RuntimeError) else error
-    if isinstance(cause, OSError):
-        return cause.strerror or str(cause)
-    if isinstance(cause, UserError):
-        return str(cause)
-    raise error
-
-
-def _remove_old(folder: Path, keep: int) -> None:
-    """Leave the last `keep` checkpoints, and the best of those before the newest: it is the best, or was until now."""
-    checkpoints = list_checkpoints(folder)
-    best = [path for path in checkpoints[:-1] if path.name.endswith(BEST)][-1:]
-    for path in checkpoints[:-keep]:
-        if path not in best:
-            shutil.rmtree(path)
-    for path in checkpoints[-keep:-1]:
-        if path.name.endswith(BEST) and path not in best:
-            path.rename(path.with_name(path.name.removesuffix(BEST)))
+    write_json(folder / "checksum.json", {STATE: file_hash(folder / STATE)})
+    sync_folder(folder)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Oldest first."""
-    return sorted([*folder.glob(NAME), *folder.glob(NAME + BEST)])
+    """The checkpoints in a folder, oldest first."""
+    return sorted([*folder.glob(PATTERN), *folder.glob(PATTERN + BEST)])
 
 
 def load_latest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole; damaged ones are named and passed over.
+    """The newest undamaged checkpoint, None where there is none at all; damaged ones are reported and skipped.
 
-    None where there is no checkpoint. UserError where there are some but none is whole: to start from the
-    beginning would overwrite what could perhaps be rescued.
+    UserError where all are damaged: to start from the beginning would overwrite what could perhaps be rescued.
     """
     checkpoints = list_checkpoints(folder)
     for path in reversed(checkpoints):
         try:
             _require_whole(path)
             loaded = load_tensors(path / STATE)
-            if not isinstance(loaded.get("step"), int) or not isinstance(loaded.get("state"), dict):
-                raise UserError(f"{path / STATE}: is not a checkpoint of a run")
+            known = isinstance(loaded.get("step"), int) and isinstance(loaded.get("state"), dict)
+            require(known, f"{path / STATE}: is not a checkpoint of a run")
             return Checkpoint(path, loaded["step"], loaded["state"])
         except (UserError, OSError) as error:
             print(f"checkpoint passed over: {error}", file=sys.stderr)
-    if checkpoints:
-        raise UserError(f"{folder}: no checkpoint in it is whole; remove it to start from the beginning")
+    require(not checkpoints, f"{folder}: no checkpoint in it is whole; remove it to start from the beginning")
     return None
 
 
 def set_aside_later(folder: Path, step: int) -> None:
-    """Call damaged what `load_latest` passed over on its way to this step: it can be looked at until the next save.
+    """Rename the checkpoints after this step, which `load_latest` skipped, as damaged; the next save removes them.
 
-    It no longer counts as a checkpoint that is kept, nor as the best.
+    They no longer count among those that are kept, nor as the best.
     """
     for path in list_checkpoints(folder):
         if int(path.name[5:13]) > step:
@@ -122,23 +118,44 @@ def set_aside_later(folder: Path, step: int) -> None:
 
 
 def last_good(folder: Path) -> str:
-    """In words, for a run that ends before its time."""
+    """A clause for errors that end a run: which checkpoint is the last undamaged one."""
     for path in reversed(list_checkpoints(folder)):
-        try:
+        with suppress(UserError, OSError):
             _require_whole(path)
             return f"the last good checkpoint is {path}"
-        except (UserError, OSError):
-            continue
     return f"there is no checkpoint in {folder} yet"
 
 
 def _require_whole(path: Path) -> None:
-    if read_json(path / "checksum.json").get(STATE) != _sha256(path / STATE):
-        raise UserError(f"{path / STATE}: does not have the checksum that it was saved with")
+    same = read_json(path / "checksum.json").get(STATE) == file_hash(path / STATE)
+    require(same, f"{path / STATE}: does not have the checksum that it was saved with")
+
+
+def load_run(folder: Path, total_steps: int, state: dict[str, Stateful]) -> int:
+    """Load the newest undamaged checkpoint into `state`; returns its step, or 0 where there is none.
+
+    Nothing is written. UserError where the checkpoint is of another run, or after more than `total_steps` steps.
+    """
+    found = load_latest(folder)
+    if found is None:
+        return 0
+    taken, names = found.step, ", ".join(found.state)
+    require(taken <= total_steps, f"{found.path}: the run has already taken {taken} steps, more than the {total_steps} "
+            "asked for; raise num_epochs")
+    require(found.state.keys() == state.keys(),
+            f"{found.path}: holds {names}, this run {', '.join(state)}; use another output_dir")
+    for name, part in state.items():
+        try:
+            part.load_state_dict(found.state[name])
+        except UserError as error:
+            raise UserError(f"{found.path}: {error}") from None
+        except LOAD_ERRORS as error:
+            raise UserError(f"{found.path}: the {name} in it is of another model; use another output_dir") from error
+    return found.step
 
 
 class Unchanged:
-    """What a run stands on and does not change, such as its images: to go on with others is refused."""
+    """Hashes of the run's inputs; resuming with others is an error."""
 
     def __init__(self, **hashes: str):
         self.hashes = hashes
@@ -148,19 +165,24 @@ class Unchanged:
 
     def load_state_dict(self, saved: dict[str, str]) -> None:
         for what, value in self.hashes.items():
-            if saved[what] != value:
-                raise UserError(f"the {what} is not what this run began with; use that, or another output_dir")
+            same = saved[what] == value
+            require(same, f"the {what} is not what this run began with; use that, or another output_dir")
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def require_disk(training: TrainingConfig, model: nn.Module, without_average: Iterable[nn.Parameter] = ()) -> str:
+    """The disk space that all checkpoints of a run need, in words: the last ones, the best and one being written.
 
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    Each holds weights, average and two moments in float32; an adversary's parameters are `without_average`. The final
+    model is one more average. UserError where that much, less what the run has there already, is not free.
+    """
+    weights, others = (sum(p.numel() * 4 for p in parameters) for parameters in (model.parameters(), without_average))
+    checkpoints = training.keep_checkpoints + 2
+    folder = Path(training.output_dir).absolute()
+    there = sum(path.stat().st_size for path in folder.glob("checkpoints/*/*"))
+    needed = max((4 * weights + 3 * others) * checkpoints + weights - there, 0)
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    said = f"{checkpoints} checkpoints and the model need {in_units(needed)}, {in_units(free)} are free"
+    require(free >= needed, f"{folder}: {said}; lower keep_checkpoints, or give another output_dir")
+    return f"checkpoints need {in_units(needed)} of {in_units(free)} free"

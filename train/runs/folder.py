@@ -1,4 +1,4 @@
-"""The folder of a run: one experiment in it, its config and split beside its results."""
+"""The folder of a run, which holds the config, the split and the results of one experiment."""
 
 import fcntl
 import sys
@@ -7,12 +7,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from train.base import processes as parallel
-from train.base.errors import UserError
+from train.base.errors import UserError, require
 from train.base.files import replacing
-from train.config import load as strict_yaml
+from train.base.processes import on_main
 from train.config.schema import Config
-from train.data.dataset import DataConfig, UserImages
+from train.config.sections import DataConfig
+from train.data.dataset import UserImages
 from train.data.split import Split, load_split, make_split
 
 CONFIG, SPLIT, LOCK = "config.yaml", "split.json", ".lock"
@@ -21,21 +21,21 @@ SECTIONS = {
     "vae": ("seed", "data", "vae", "vae_loss", "vae_training"),
     "ldm": ("seed", "data", "latents", "user_encoder", "unet", "schedule", "ldm_loss", "ldm_training"),
 }
-# What may change while a run goes on: how long, how often, how the work is cut, and where things are; and the
-# learning rate, since to lower it is what a run needs whose loss is not finite any more.
+# Keys that may change when a run is resumed: how long, how often, how the work is divided, and where things are; and
+# the learning rate, which has to be lowered when the loss is no longer finite.
 SAFE = {
     "num_epochs", "max_hours", "sample_interval", "save_interval", "keep_checkpoints", "auto_batch",
     "gradient_checkpointing", "shard_optimizer", "ema_on_cpu", "output_dir", "dir", "vae_path", "learning_rate",
 }  # fmt: skip
-CUT = {"batch_size", "gradient_accumulation_steps"}  # safe as long as their product stays
+CUT = {"batch_size", "gradient_accumulation_steps"}  # safe as long as their product stays the same
 
 
 def open_run(folder: Path, config: Config, stage: str) -> None:
-    """Make the folder, or see that what is in it is this very run; write the config into it, and say what is new."""
+    """Make the folder, or check that it holds this run; write the config into it, and report what has changed."""
     differing = refuse_other_run(folder, config, stage)
     if differing:
-        training = getattr(config, f"{stage}_training")
-        longer = any("num_epochs" in key for key in differing) and training.optimizer.lr_schedule == "cosine"
+        cosine = config.training(stage).optimizer.lr_schedule == "cosine"
+        longer = cosine and any("num_epochs" in key for key in differing)
         rate = "; the learning rate is from here on that of a run of the new length" if longer else ""
         print(f"{folder}: goes on with another config: {'; '.join(differing)}{rate}", file=sys.stderr)
     save_config(config, folder, stage)
@@ -44,41 +44,36 @@ def open_run(folder: Path, config: Config, stage: str) -> None:
 def refuse_other_run(folder: Path, config: Config, stage: str) -> list[str]:
     """UserError where the folder holds something else, or a run whose config differs in what decides its results.
 
-    In what else it differs is the answer, a phrase for each key: with that a run may go on.
-    Nothing is written: a run that does not come to its first step leaves no folder that the next try must respect.
+    Returns the differences with which the run may go on, a phrase for each key. Nothing is written, so a run that is
+    refused before its first step leaves no folder behind.
     """
-    if folder.resolve().is_relative_to(Path(config.data.dir).resolve()):
-        raise UserError(
-            f"{folder}: lies within data.dir {config.data.dir}, where it would count as a user; use another output_dir"
-        )
+    inside = folder.resolve().is_relative_to(Path(config.data.dir).resolve())
+    require(not inside, f"{folder}: lies within data.dir {config.data.dir}, where it would count as a user; "
+            "use another output_dir")
     path = folder / CONFIG
-    if path.is_file():
-        saved = strict_yaml.load(Config, path)
-        made_by = path.read_text(encoding="utf-8").partition("\n")[0]
-        if made_by.startswith(MADE_BY) and made_by != MADE_BY + stage:
-            command = made_by.removeprefix("# ")
-            raise UserError(f"{folder}: holds a run of {command}; use another output_dir")
-        before, now = _flat(saved, stage), _flat(config, stage)
-        section = f"{stage}_training"
-        safe = SAFE | CUT if getattr(saved, section).window == getattr(config, section).window else SAFE
-        differing = {key: f"{key} was {before[key]!r}, is {now[key]!r}" for key in now if before[key] != now[key]}
-        refused = [shown for key, shown in differing.items() if key.split(".")[-1] not in safe]
-        if refused:
-            raise UserError(
-                f"{folder}: holds a run of another config ({'; '.join(refused[:3])}{'; ...' if refused[3:] else ''}); "
-                "use another output_dir, or the config of that run"
-            )
-        return list(differing.values())
-    if not is_free(folder):
-        raise UserError(f"{folder}: is not empty and not the folder of a {stage} run; use another output_dir")
-    return []
+    if not path.is_file():
+        free = is_free(folder)
+        require(free, f"{folder}: is not empty and not the folder of a {stage} run; use another output_dir")
+        return []
+    saved = Config.read(path)
+    made_by = path.read_text(encoding="utf-8").partition("\n")[0]
+    require(not made_by.startswith(MADE_BY) or made_by == MADE_BY + stage,
+            f"{folder}: holds a run of {made_by.removeprefix('# ')}; use another output_dir")
+    before, now = _flat(saved, stage), _flat(config, stage)
+    same_batch = saved.training(stage).images_per_step == config.training(stage).images_per_step
+    safe = SAFE | CUT if same_batch else SAFE
+    differing = {key: f"{key} was {before[key]!r}, is {now[key]!r}" for key in now if before[key] != now[key]}
+    refused = [shown for key, shown in differing.items() if key.split(".")[-1] not in safe]
+    require(not refused, f"{folder}: holds a run of another config ({'; '.join(refused[:3])}"
+            f"{'; ...' if refused[3:] else ''}); use another output_dir, or the config of that run")
+    return list(differing.values())
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """While entered, no other run can be in the folder, which is made; the system unlocks it when a process dies.
+    """While entered, no other run can use the folder, which is made; the system unlocks it when a process dies.
 
-    Of the processes of one run the first holds the lock. UserError, in all of them, where another run does.
+    The first process of a run holds the lock. UserError, in all of its processes, where another run holds it.
     """
     with ExitStack() as held:
 
@@ -91,45 +86,40 @@ def locked(folder: Path) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(
-                    f"{folder}: another process is training in it; wait for it, or use another output_dir"
-                ) from None
+                said = f"{folder}: another process is training in it; wait for it, or use another output_dir"
+                raise UserError(said) from None
             except OSError:
-                pass  # a file system without locks, as some of a network
+                pass  # a file system without locks, such as some network file systems
 
-        parallel.on_main(lock)
+        on_main(lock)
         yield
 
 
 def is_free(folder: Path) -> bool:
-    """Whether a folder can be made of this path, or there is one with nothing but hidden files in it."""
+    """Whether nothing is at this path, or a folder with nothing but hidden files in it."""
     return not folder.exists() or (folder.is_dir() and all(entry.name.startswith(".") for entry in folder.iterdir()))
 
 
 def save_config(config: Config, folder: Path, stage: str | None = None) -> None:
-    """Write the resolved config; `stage` notes in its first line which command the folder belongs to."""
+    """Write the resolved config; with `stage`, its first line says which command made the folder."""
     with replacing(folder / CONFIG) as temporary:
         heading = f"{MADE_BY}{stage}\n" if stage else ""
-        temporary.write_text(heading + strict_yaml.dump(config), encoding="utf-8")
+        temporary.write_text(heading + config.as_yaml(), encoding="utf-8")
 
 
-def shared_split(data: UserImages, config: DataConfig, folder: Path, vae_folder: Path | None = None) -> Split:
-    """The split of this run: its own from before, else its VAE's, else a new one."""
-    places = [place / SPLIT for place in (folder, vae_folder) if place is not None]
-    saved = next((path for path in places if path.is_file()), None)
-    return load_split(saved, data, config) if saved else make_split(data, config)
+def shared_split(data: UserImages, config: DataConfig, *saved: Path) -> Split:
+    """The split in the first of the files `saved` that is there, else a new one."""
+    found = next((path for path in saved if path.is_file()), None)
+    return load_split(found, data, config) if found else make_split(data, config)
 
 
 def _flat(config: Config, stage: str) -> dict[str, object]:
-    """Every value that the stage depends on, by its dotted name."""
-    flat: dict[str, object] = {}
+    """Every value of the sections that the stage depends on, by its dotted key."""
 
-    def walk(prefix: str, value: object) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                walk(f"{prefix}.{key}" if prefix else key, inner)
-        else:
-            flat[prefix] = value
+    def walk(key: str, value: object) -> dict[str, object]:
+        if not isinstance(value, dict):
+            return {key: value}
+        return {dotted: leaf for name, inner in value.items() for dotted, leaf in walk(f"{key}.{name}", inner).items()}
 
-    walk("", {section: value for section, value in asdict(config).items() if section in SECTIONS[stage]})
-    return flat
+    sections = {section: value for section, value in asdict(config).items() if section in SECTIONS[stage]}
+    return {dotted.removeprefix("."): leaf for dotted, leaf in walk("", sections).items()}

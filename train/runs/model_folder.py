@@ -1,12 +1,8 @@
-"""Saved models: folders of `config.json` and weights that `diffusers` opens, and the reverse.
+"""Saved models and noise schedules: folders of `config.json` and weights, as `diffusers` saves and opens them."""
 
-    save(model, directory)        an AutoencoderKL, UNet2DConditionModel or UserConditionEncoder
-    load(directory) -> model      whichever of the three the folder holds, from us or from `diffusers`
-    save_schedule, load_schedule  the noise schedule, as `scheduler_config.json`
-    save_users, load_users        the users' names, in the order of their indices
-"""
-
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -15,8 +11,8 @@ from diffusion.schedule import ScheduleConfig
 from nets.condition import UserConditionEncoder
 from nets.unet import UNet2DConditionModel
 from nets.vae import AutoencoderKL
-from train.base.errors import CONTROL, UserError
-from train.base.files import load_tensors, read_json, replacing, write_json
+from train.base.errors import UserError, require
+from train.base.files import load_tensors, replacing, write_json
 from train.runs import diffusers as convert
 from train.runs.diffusers import Options
 
@@ -26,135 +22,115 @@ try:
 except ImportError:  # optional: without it, weights are .bin files
     safetensors = None
 
+T = TypeVar("T")
 WEIGHTS = "diffusion_pytorch_model"
 MODELS = {
     "UNet2DConditionModel": (UNet2DConditionModel, convert.unet_to_diffusers, convert.unet_from_diffusers),
     "AutoencoderKL": (AutoencoderKL, convert.vae_to_diffusers, convert.vae_from_diffusers),
-    "UserConditionEncoder": (UserConditionEncoder, convert.encoder_to_json, convert.encoder_from_json),
+    "UserConditionEncoder": (UserConditionEncoder, vars, convert.encoder_from_json),
 }
 
 
-def save(model: nn.Module, directory: Path | str) -> None:
+def save(model: nn.Module, folder: Path) -> None:
     """Write `config.json` and the weights (`.safetensors` where that package is installed, else `.bin`)."""
-    directory = Path(directory)
     name = type(model).__name__
     _, to_json, _ = MODELS[name]
     weights = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
-    tensors, pickled = directory / f"{WEIGHTS}.safetensors", directory / f"{WEIGHTS}.bin"
-    if safetensors:
-        with replacing(tensors) as path:
+    tensors, pickled = _weights_files(folder)
+    written, other = (tensors, pickled) if safetensors else (pickled, tensors)
+    with replacing(written) as path:
+        if safetensors:
             safetensors.save_file(weights, path, metadata={"format": "pt"})
-    else:
-        with replacing(pickled) as path:
+        else:
             torch.save(weights, path)
-    (pickled if safetensors else tensors).unlink(missing_ok=True)  # of an earlier model: stale
-    write_json(directory / "config.json", {"_class_name": name} | to_json(model.config))
+    other.unlink(missing_ok=True)  # of an earlier model
+    write_json(folder / "config.json", {"_class_name": name} | to_json(model.config))
 
 
-def load(directory: Path | str, expected: type[nn.Module] | None = None) -> nn.Module:
+def load(folder: Path, expected: type[nn.Module] | None = None) -> nn.Module:
     """The model that a folder holds, on the CPU, in fp32 and evaluation mode.
 
-    Raises UserError when the folder holds no model, not an `expected` one, one with an option that is not
-    implemented, or weights that do not fit its `config.json`.
+    UserError where the folder holds no model, not an `expected` one, one with an option that is not implemented, or
+    weights that do not fit its `config.json`.
     """
-    options = Options(Path(directory) / "config.json")
+    options = Options(folder / "config.json")
     name = options.class_name
-    if not isinstance(name, str) or name not in MODELS:
-        raise UserError(f"{options.path}: _class_name is {name!r}; it must be one of {', '.join(MODELS)}")
+    known = isinstance(name, str) and name in MODELS
+    require(known, f"{options.path}: _class_name is {name!r}; it must be one of {', '.join(MODELS)}")
     model_class, _, from_json = MODELS[name]
-    if expected not in (None, model_class):
-        raise UserError(f"{options.path}: holds a model {name} where {expected.__name__} is needed")
-    config = _build(from_json, options)
+    wanted = expected or model_class
+    require(wanted is model_class, f"{options.path}: holds a model {name} where {wanted.__name__} is needed")
+    config = _config_of(options, from_json)
     with torch.device("meta"):
         model = model_class(config)
-    path, weights = _read_weights(Path(directory))
-    for key, tensor in weights.items():
-        if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
-            raise UserError(f"{path}: {key} is not a plain tensor of real numbers")
+    path, weights = _read_weights(folder)
     weights = {_present_name(key): tensor.float() for key, tensor in weights.items()}
-    _refuse_misfit(path, model.state_dict(), weights)
+    _require_fit(path, model.state_dict(), weights)
     model.load_state_dict(weights, strict=True, assign=True)
     return model.requires_grad_(True).eval()
 
 
-def save_schedule(config: ScheduleConfig, directory: Path | str) -> None:
+def save_schedule(config: ScheduleConfig, folder: Path) -> None:
     """Write `scheduler_config.json`, which the schedulers of `diffusers` open."""
     options = {"_class_name": "DDIMScheduler"} | convert.schedule_to_diffusers(config)
-    write_json(Path(directory) / "scheduler_config.json", options)
+    write_json(folder / "scheduler_config.json", options)
 
 
-def load_schedule(directory: Path | str) -> ScheduleConfig:
+def load_schedule(folder: Path) -> ScheduleConfig:
     """The noise schedule and prediction that a `scheduler_config.json` describes."""
-    return _build(convert.schedule_from_diffusers, Options(Path(directory) / "scheduler_config.json"))
+    return _config_of(Options(folder / "scheduler_config.json"), convert.schedule_from_diffusers)
 
 
-def save_users(names: list[str], directory: Path | str) -> None:
-    """Write `users.json`: the folder names of the users, in the order of their indices."""
-    write_json(Path(directory) / "users.json", {"users": names})
-
-
-def load_users(directory: Path | str) -> list[str]:
-    path = Path(directory) / "users.json"
-    names = read_json(path).get("users")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path}: 'users' must be a list of names")
-    if not names:
-        raise UserError(f"{path}: names no user")
-    for name in names:  # a user's images are written to a folder of that name
-        if Path(name).name != name or name in ("", ".", "..") or CONTROL.search(name):
-            raise UserError(f"{path}: the user {name!r} is not the name of a folder")
-        if names.count(name) > 1:
-            raise UserError(f"{path}: the user {name!r} stands there twice")
-    return names
-
-
-def _build(from_json, options: Options):
-    """A config from its options; what the config's own checks say gets the file's name put before it."""
+def _config_of(options: Options, from_json: Callable[[Options], T]) -> T:
+    """A config from its options; errors of the config's own checks get the file's name in front."""
     try:
         return from_json(options)
     except (ValueError, TypeError) as error:
         raise UserError(f"{options.path}: {error}") from error
 
 
-def _read_weights(directory: Path) -> tuple[Path, dict[str, torch.Tensor]]:
-    tensors, pickled = directory / f"{WEIGHTS}.safetensors", directory / f"{WEIGHTS}.bin"
+def _weights_files(folder: Path) -> tuple[Path, Path]:
+    return folder / f"{WEIGHTS}.safetensors", folder / f"{WEIGHTS}.bin"
+
+
+def _read_weights(folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """The file of weights, and what it holds."""
+    tensors, pickled = _weights_files(folder)
     if tensors.is_file() and safetensors:
         try:
-            return tensors, safetensors.load_file(tensors)
+            path, weights = tensors, safetensors.load_file(tensors)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{tensors}: cannot be read ({error}); save or copy the model again") from error
-    if pickled.is_file():
-        weights = load_tensors(pickled)
-        for key, value in weights.items():
-            if not isinstance(key, str) or not isinstance(value, torch.Tensor):
-                raise UserError(f"{pickled}: {key!r} is no weight, but {type(value).__name__}")
-        return pickled, weights
-    if tensors.is_file():
-        raise UserError(f"{tensors}: reading it needs a package; run `pip install safetensors`")
-    variants = sorted([*directory.glob(f"{WEIGHTS}.*.safetensors"), *directory.glob(f"{WEIGHTS}.*.bin")])
-    hint = f"; copy {variants[0].name} to {WEIGHTS}{variants[0].suffix}" if variants else ""  # such as .fp16.bin
-    raise UserError(f"{directory}: holds neither {tensors.name} nor {pickled.name}{hint}")
+    elif pickled.is_file():
+        path, weights = pickled, load_tensors(pickled)
+    else:
+        require(not tensors.is_file(), f"{tensors}: reading it needs a package; run `pip install safetensors`")
+        variants = sorted([*folder.glob(f"{WEIGHTS}.*.safetensors"), *folder.glob(f"{WEIGHTS}.*.bin")])
+        hint = f"; copy {variants[0].name} to {WEIGHTS}{variants[0].suffix}" if variants else ""  # such as .fp16.bin
+        raise UserError(f"{folder}: holds neither {tensors.name} nor {pickled.name}{hint}")
+    for key, value in weights.items():
+        is_weight = isinstance(key, str) and isinstance(value, torch.Tensor)
+        require(is_weight, f"{path}: {key!r} is no weight, but {type(value).__name__}")
+        plain = value.is_floating_point() and value.layout == torch.strided and not value.is_meta
+        require(plain, f"{path}: {key} is not a plain tensor of real numbers")
+    return path, weights
 
 
 def _present_name(key: str) -> str:
-    """Today's name of a weight; files of `diffusers` before 0.12 name the VAE's attention otherwise."""
+    """The present name of a weight; `diffusers` before 0.12 had other names in the VAE's attention."""
     for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
         key = key.replace(f"mid_block.attentions.0.{old}.", f"mid_block.attentions.0.{new}.")
     return key
 
 
-def _refuse_misfit(path: Path, expected: dict, found: dict) -> None:
+def _require_fit(path: Path, expected: dict, found: dict) -> None:
+    """UserError unless the weights have the expected names and shapes, and are finite."""
     missing, unexpected = expected.keys() - found.keys(), found.keys() - expected.keys()
     for what, keys in (("lacks", missing), ("has an unexpected", unexpected)):
-        if keys:
-            raise UserError(
-                f"{path}: {what} {min(keys)} ({len(keys)} such); its config.json is another model's"
-            )
+        first = min(keys, default="")
+        require(not keys, f"{path}: {what} {first} ({len(keys)} such); its config.json is another model's")
     for key, tensor in expected.items():
-        if tensor.shape != found[key].shape:
-            raise UserError(
-                f"{path}: {key} has shape {tuple(found[key].shape)}, "
-                f"but the config.json beside means {tuple(tensor.shape)}"
-            )
-        if not found[key].isfinite().all():
-            raise UserError(f"{path}: {key} holds values that are no finite numbers; use an earlier model")
+        shape, wanted = tuple(found[key].shape), tuple(tensor.shape)
+        require(shape == wanted, f"{path}: {key} has shape {shape}, but the config.json beside means {wanted}")
+        finite = found[key].isfinite().all()
+        require(finite, f"{path}: {key} holds values that are no finite numbers; use an earlier model")

@@ -1,4 +1,4 @@
-"""The pictures that a run draws: grids of images, and curves."""
+"""The pictures that a run saves: grids of images, and curves."""
 
 import math
 import unicodedata
@@ -6,57 +6,46 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import cycle, pairwise
-from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from train.base.files import replacing
+from train.data.dataset import UserImages, evenly
+from train.data.images import to_picture
 
-PICTURE_BATCH = 8  # images that a model makes at once for a picture during training
+PICTURE_BATCH = 8  # images that go through the model at once for a picture during training
 INK, PAPER, RULE = (30, 30, 30), (255, 255, 255), (222, 222, 222)
 COLOURS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 127, 14))
-# Pixels: between the images of a grid; height of a line of text; least side of an image; widest label beside a row.
+# Pixels: between the images of a grid; height of a line of text; least side of an image; width of the widest label.
 GAP, LINE, LEAST, LABEL = 2, 16, 64, 160
 LEFT, RIGHT, TOP, BOTTOM, INSET = 60, 16, 24, 24, 8  # pixels: around the panels of a chart; around the curves in one
-
-
-def save_picture(image: Image.Image, path: Path) -> None:
-    with replacing(path) as temporary:
-        image.save(temporary, format="PNG")
-
-
-def to_image(pixels: Tensor) -> Image.Image:
-    """uint8 (C, H, W), C 1 or 3, to a picture."""
-    array = pixels.permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
 
 
 @cache
 def text_font() -> ImageFont.FreeTypeFont:
     try:
-        return ImageFont.truetype("DejaVuSans.ttf", 12)  # has more of the world's letters than Pillow's own
+        return ImageFont.truetype("DejaVuSans.ttf", 12)  # has more letters than Pillow's own font
     except OSError:
         return ImageFont.load_default(12)
 
 
 @cache
 def has_glyph(letter: str) -> bool:
-    """Whether the font draws more than the box that stands for every letter that it lacks."""
-    box = text_font().getmask("\U0010ffff")  # no letter at all
+    """Whether the font has this letter; for one that it lacks, it draws a box."""
+    box = text_font().getmask("\U0010ffff")  # not a character
     mask = text_font().getmask(letter)
     return (mask.size, bytes(mask)) != (box.size, bytes(box))
 
 
 def legible(text: str) -> str:
-    """The text in letters that the font has: without their accents where it must be, else left out."""
+    """The text in letters that the font has; others lose their accents, or are left out."""
     composed = unicodedata.normalize("NFC", text)
     spelt = "".join(c if has_glyph(c) else unicodedata.normalize("NFKD", c) for c in composed)
     return "".join(c for c in spelt if has_glyph(c)).strip()
 
 
 def fitted(text: str, width: float) -> str:
-    """The text as it can be drawn, the middle left out where it is wider than `width` pixels."""
+    """The text as it can be drawn, shortened in the middle where it is wider than `width` pixels."""
     text = whole = legible(text) or "?"
     keep = len(whole)
     while keep and text_font().getlength(text) > width:
@@ -66,7 +55,7 @@ def fitted(text: str, width: float) -> str:
 
 
 def user_labels(names: Sequence[str]) -> list[str]:
-    """The names of users as they can be drawn; one that loses letters by it is told by its place: "user 3"."""
+    """The names of users as they can be drawn; one that loses letters gets its place in front: "user 3"."""
     drawn = [legible(name) for name in names]
     return [
         label if label == unicodedata.normalize("NFC", name) else f"user {place} {label}".strip()
@@ -77,8 +66,8 @@ def user_labels(names: Sequence[str]) -> list[str]:
 def image_grid(rows: Sequence[tuple[str, Sequence[Tensor | None]]], headings: Sequence[str] = ()) -> Image.Image:
     """Rows of equally sized images (uint8, (C, H, W) each), a label before each, a heading above each column.
 
-    None is an empty cell. A `headings` shorter than the rows stands above the first columns; an empty string leaves
-    one out, and the heading before it has its room. Images of less than 64 pixels are enlarged by a whole factor.
+    None is an empty cell. `headings` may be fewer than the columns; an empty string gives its room to the heading
+    before it. Images of less than 64 pixels are enlarged by a whole factor.
     """
     labels = [fitted(label, LABEL) for label, _ in rows]
     margin = max(math.ceil(text_font().getlength(label)) for label in labels) + 8
@@ -87,43 +76,56 @@ def image_grid(rows: Sequence[tuple[str, Sequence[Tensor | None]]], headings: Se
     height, width = height * zoom, width * zoom
     top = LINE if headings else 0
     columns = max(len(images) for _, images in rows)
-    size = (margin + columns * (width + GAP), top + len(rows) * (height + GAP))
-    canvas = Image.new("RGB", size, PAPER)
-    draw = ImageDraw.Draw(canvas)
+    canvas = Image.new("RGB", (margin + columns * (width + GAP), top + len(rows) * (height + GAP)), PAPER)
+    brush = ImageDraw.Draw(canvas)
     headed = [column for column, heading in enumerate(headings) if heading]
     for column, end in pairwise([*headed, columns]):
         text = fitted(headings[column], (end - column) * (width + GAP) - GAP)
-        draw.text((margin + column * (width + GAP), 1), text, INK, text_font())
+        brush.text((margin + column * (width + GAP), 1), text, INK, text_font())
     for row, (label, (_, images)) in enumerate(zip(labels, rows, strict=True)):
         y = top + row * (height + GAP)
-        draw.text((4, y + height / 2), label, INK, text_font(), anchor="lm")
+        brush.text((4, y + height / 2), label, INK, text_font(), anchor="lm")
         for column, image in enumerate(images):
             if image is not None:
-                picture = to_image(image).resize((width, height), Image.Resampling.NEAREST)
+                picture = to_picture(image).resize((width, height), Image.Resampling.NEAREST)
                 canvas.paste(picture, (margin + column * (width + GAP), y))
     return canvas
 
 
 def real_and_generated(rows: Sequence[tuple[str, Sequence[Tensor], Sequence[Tensor]]]) -> Image.Image:
-    """A row for each user (label, real images, generated ones): two blocks, whatever the number of images."""
+    """A row for each user (label, real images, generated ones), with all generated images in one block."""
     block = max(1, *(len(real) for _, real, _ in rows))
     lines = [(label, [*real, *[None] * (block - len(real)), *made]) for label, real, made in rows]
     return image_grid(lines, ["real", *[""] * (block - 1), "generated"])
+
+
+def user_comparison(
+    data: UserImages, rows: Tensor, generated: Tensor, asked_for: Tensor, users: int, images: int
+) -> Image.Image:
+    """For at most `users` users, up to `images` real images from `rows` (N,) and as many generated ones.
+
+    `generated` are uint8 (M, C, H, W), of the users `asked_for` (M,).
+    """
+    labels, lines = user_labels(data.user_names), []
+    for user in evenly(asked_for.unique(), users).tolist():
+        real = data.images[evenly(rows[data.user_index[rows] == user], images)]
+        lines.append((labels[user], real, generated[asked_for == user][:images]))
+    return real_and_generated(lines)
 
 
 Curves = dict[str, Sequence[tuple[int, float]]]
 
 
 def line_chart(title: str, panels: Sequence[Curves], width: int = 720, height: int = 220) -> Image.Image:
-    """Panels below one another, each of curves of (x, y) points, over one axis of whole x; `height` of a panel.
+    """Panels, each `height` pixels high, one below the other, of curves of (x, y) points over one axis of whole x.
 
-    Points whose y is not finite are left out, and so is a panel without any other; a lone point is a dot.
+    Points whose y is not finite are left out, and so is a panel without any others; a single point is a dot.
     """
     panels = [{name: [p for p in curve if math.isfinite(p[1])] for name, curve in panel.items()} for panel in panels]
     panels = [panel for panel in panels if any(panel.values())]
     canvas = Image.new("RGB", (width, TOP + len(panels) * height + BOTTOM), PAPER)
-    draw = ImageDraw.Draw(canvas)
-    draw.text((LEFT, 6), title, INK, text_font())
+    brush = ImageDraw.Draw(canvas)
+    brush.text((LEFT, 6), title, INK, text_font())
     xs = [x for panel in panels for curve in panel.values() for x, _ in curve]
     if not xs:
         return canvas
@@ -136,22 +138,22 @@ def line_chart(title: str, panels: Sequence[Curves], width: int = 720, height: i
     for place, panel in enumerate(panels):
         top = TOP + place * height
         coloured = [(name, curve, next(colours)) for name, curve in panel.items()]
-        draw_panel(draw, coloured, column, (LEFT, top + LINE + INSET, width - RIGHT, top + height - INSET))
+        paint_panel(brush, coloured, column, (LEFT, top + LINE + INSET, width - RIGHT, top + height - INSET))
     for tick in linear_ticks(x0, x1, least_step=1):
         if x0 <= tick <= x1:
-            draw.text((column(tick), TOP + len(panels) * height), f"{tick:.0f}", INK, text_font(), anchor="mt")
+            brush.text((column(tick), TOP + len(panels) * height), f"{tick:.0f}", INK, text_font(), anchor="mt")
     return canvas
 
 
-def draw_panel(draw: ImageDraw.ImageDraw, curves: list, column: Callable, box: tuple[int, int, int, int]) -> None:
-    """(name, points, colour) each, within (left, top, right, bottom), names above.
+def paint_panel(brush: ImageDraw.ImageDraw, curves: list, column: Callable, box: tuple[int, int, int, int]) -> None:
+    """Draw the curves, (name, points, colour) each, within (left, top, right, bottom), and their names above.
 
-    y is on a logarithmic scale where all are positive and span more than a decade.
+    The y axis is logarithmic where all values are positive and span more than a factor of ten.
     """
     left, top, right, bottom = box
     ys = [y for _, points, _ in curves for _, y in points]
     low, high = min(ys), max(ys)
-    if low == high:  # a constant: in the middle
+    if low == high:  # a constant curve, drawn in the middle
         half = abs(low) / 2 or 0.5
         low, high = low - half, high + half
     logarithmic = low > 0 and high > 10 * low
@@ -163,20 +165,20 @@ def draw_panel(draw: ImageDraw.ImageDraw, curves: list, column: Callable, box: t
         return bottom - (scale(y) - y0) / (y1 - y0) * (bottom - top)
 
     for tick in ticks:
-        draw.line([(left, row(tick)), (right, row(tick))], RULE)
-        draw.text((left - 6, row(tick)), f"{tick:.6g}", INK, text_font(), anchor="rm")
+        brush.line([(left, row(tick)), (right, row(tick))], RULE)
+        brush.text((left - 6, row(tick)), f"{tick:.6g}", INK, text_font(), anchor="rm")
     for i, (name, points, colour) in enumerate(curves):
         line = [(column(x), row(y)) for x, y in points]
         if len(line) > 1:
-            draw.line(line, colour, 2)
+            brush.line(line, colour, 2)
         elif line:
             x, y = line[0]
-            draw.ellipse([x - 2, y - 2, x + 2, y + 2], fill=colour)
-        draw.text((left + INSET + 150 * i, top - LINE - 4), name, colour, text_font())
+            brush.ellipse([x - 2, y - 2, x + 2, y + 2], fill=colour)
+        brush.text((left + INSET + 150 * i, top - LINE - 4), name, colour, text_font())
 
 
 def linear_ticks(low: float, high: float, least_step: float = 0.0) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten, about five, that enclose low < high."""
+    """About five multiples of 1, 2 or 5 times a power of ten, which enclose low < high."""
     rough = max((high - low) / 5, least_step)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next((times * power for times in (1, 2, 5) if times * power >= rough), 10 * power)
@@ -184,7 +186,7 @@ def linear_ticks(low: float, high: float, least_step: float = 0.0) -> list[float
 
 
 def decade_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten, and twice and five times them where there are few, that enclose 0 < low < high."""
+    """Powers of ten, and 2 and 5 times them where there are few, which enclose 0 < low < high."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     step = math.ceil((last - first) / 5)
     powers = range(first - step, last + step + 1, step)

@@ -1,4 +1,4 @@
-"""A plain convolutional classifier that recognises the user in an image: the judge of generated images.
+"""A plain convolutional classifier of users, which judges generated images.
 
 Shapes: B batch, I image channels, H W image, U users.
 """
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from train.base.progress import progress
-from train.base.randomness import generator, window_rows, windows_per_epoch
+from train.base.randomness import batch_rows, generator, steps_per_epoch
 from train.data.dataset import UserImages
+from train.data.images import to_float
 
 EPOCHS, BATCH, LEARNING_RATE = 8, 32, 2e-3
 
@@ -28,14 +29,14 @@ class Classifier(nn.Sequential):
 
 
 def train_classifier(data: UserImages, rows: Tensor, seed: int, device: torch.device) -> Classifier:
-    """A classifier that has learned from images `rows` (N,)."""
+    """A classifier trained on the images `rows` (N,)."""
     torch.manual_seed(generator(seed, "classifier").initial_seed())
     model = Classifier(data.images.shape[1], len(data.user_names)).to(device).train()
-    steps = EPOCHS * windows_per_epoch(len(rows), BATCH)
+    steps = EPOCHS * steps_per_epoch(len(rows), BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=LEARNING_RATE, total_steps=steps)
     for step in progress(range(steps), desc="training the classifier", unit="step"):
-        batch = rows[window_rows(seed, step, len(rows), BATCH)]
+        batch = rows[batch_rows(seed, step, len(rows), BATCH)]
         if len(batch) == 1:  # a single image has no batch statistics
             continue
         loss = F.cross_entropy(model(data.batch(batch).to(device)), data.user_index[batch].to(device))
@@ -48,6 +49,5 @@ def train_classifier(data: UserImages, rows: Tensor, seed: int, device: torch.de
 
 @torch.no_grad()
 def predict_users(model: Classifier, images: Tensor, device: torch.device) -> Tensor:
-    """The most likely user (N,) of images (N, I, H, W), uint8."""
-    batches = images.split(64)
-    return torch.cat([model((batch.to(device).float() / 127.5) - 1).argmax(1).cpu() for batch in batches])
+    """The most likely users (N,) of images (N, I, H, W) in uint8."""
+    return torch.cat([model(to_float(batch.to(device))).argmax(1).cpu() for batch in images.split(64)])

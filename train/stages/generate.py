@@ -1,4 +1,4 @@
-"""Images of users: noise, through the sampler and the VAE's decoder, to pixels.
+"""Generate images of users: sample latents from noise, and decode them to pixels.
 
 Shapes: N images, B of them at a time, Z h w latents, I image channels, H W image, L D context.
 """
@@ -11,38 +11,30 @@ from torch import Tensor
 from diffusion.guidance import guided
 from diffusion.sampling import SamplingConfig, sample
 from diffusion.schedule import Schedule
+from nets.denoiser import UserDenoiser
 from nets.vae import AutoencoderKL
 from train.base.randomness import generator
-from train.data.dataset import to_uint8
-from train.stages.denoising import UserDenoiser
+from train.data.images import to_uint8
 
 
 @torch.no_grad()
 def generate(
-    model: UserDenoiser,
-    vae: AutoencoderKL,
-    schedule: Schedule,
-    config: SamplingConfig,
-    images: Sequence[tuple[int, int]],
-    seed: int,
-    batch_size: int,
-) -> Tensor:
+    model: UserDenoiser, vae: AutoencoderKL, schedule: Schedule, config: SamplingConfig,
+    images: Sequence[tuple[int, int]], seed: int, batch_size: int,
+) -> Tensor:  # fmt: skip
     """One image for each (user, number) of `images`: uint8 (N, I, H, W).
 
-    An image's noise depends on the seed, the user and the number only, so it is the same image whatever the
-    batch. Models must be in evaluation mode and on one device.
+    An image's noise depends only on the seed, the user and the number, so the image is the same in any batch.
+    The models must be in evaluation mode and on one device.
     """
-    device = next(model.parameters()).device
-    side = model.unet.config.sample_size
-    shape = (model.unet.config.latent_channels, side, side)
-    batches = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
-    pixels = []
-    for batch in batches:
-        chances = [generator(seed, "images", user, number) for user, number in batch]
+    device, unet, pixels = next(model.parameters()).device, model.unet.config, []
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        rngs = [generator(seed, "images", user, number) for user, number in batch]
 
-        def draw_noise(chances: list[torch.Generator] = chances) -> Tensor:
-            noise = [torch.randn(shape, generator=chance) for chance in chances]
-            return torch.stack(noise).to(device)  # B Z h w
+        def draw_noise(rngs: list[torch.Generator] = rngs) -> Tensor:
+            shape = (unet.latent_channels, unet.sample_size, unet.sample_size)
+            return torch.stack([torch.randn(shape, generator=rng) for rng in rngs]).to(device)  # B Z h w
 
         users = torch.tensor([user for user, _ in batch], device=device)
         conditional = model.user_encoder(users)  # B L D

@@ -1,0 +1,73 @@
+"""The sentences of errors: raised where they hold, on one line, with the nearest word, and of memory only of memory."""
+
+import pytest
+import torch
+
+from train.base.errors import UserError, explaining_out_of_memory, nearest, one_line, out_of_memory, require, some
+
+
+def cpu_out_of_memory() -> RuntimeError:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50)
+    return caught.value
+
+
+@pytest.mark.parametrize(("holds", "raises"), [(True, False), ("x", False), (0, True), ("", True), (None, True)])
+def test_what_does_not_hold_is_raised_as_its_sentence(holds, raises):
+    if raises:
+        with pytest.raises(UserError, match=r"^it is so$"):
+            require(holds, "it is so")
+    else:
+        require(holds, "it is so")
+
+
+@pytest.mark.parametrize(
+    ("error", "begins"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried"), "out of memory: CUDA out of memory."),
+        (MemoryError(), "out of memory: "),
+        (cpu_out_of_memory(), "out of memory: can't allocate memory"),
+    ],
+    ids=["GPU", "Python", "CPU"],
+)
+def test_memory_that_runs_out_is_told_in_a_line_whosever_it_is(error, begins):
+    said = out_of_memory(error)
+    assert said.startswith(begins)
+    assert "\n" not in said
+    assert "DefaultCPUAllocator" not in said
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), ValueError("x"), OSError("x"), UserError("x")])
+def test_an_error_of_another_kind_is_not_one_of_memory(error):
+    assert out_of_memory(error) == ""
+
+
+def test_a_gpu_out_of_memory_is_explained_and_no_other_error():
+    with pytest.raises(UserError, match=r"^no room \(9 GiB\); go$"), explaining_out_of_memory("no room ({}); go"):
+        raise torch.OutOfMemoryError("9 GiB\nand more")
+    with pytest.raises(RuntimeError, match="a bug"), explaining_out_of_memory("no room ({})"):
+        raise RuntimeError("a bug")
+
+
+@pytest.mark.parametrize(
+    ("word", "found"), [("mediun", "medium"), ("MEDIUM", "medium"), ("sD", "SD"), ("xyzzy", None), ("", None)]
+)
+def test_the_nearest_word_is_asked_for_in_any_case(word, found):
+    assert nearest(word, iter(["light", "medium", "SD"])) == (f" (did you mean {found}?)" if found else "")
+
+
+@pytest.mark.parametrize(("count", "said"), [(0, ""), (1, "a"), (3, "a, b, c"), (4, "a, b, c and 1 more")])
+def test_of_many_names_three_are_named_and_the_others_counted(count, said):
+    assert some(list("abcdef")[:count]) == said
+    assert some(list("ab"), most=1) == "a and 1 more"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("a\nb", r"a\nb"), ("\x1b[0m", r"\x1b[0m"), ("\u2028", r"\u2028"), ("\udcff", r"\udcff"), ("\x85", r"\x85"),
+     ("Žofie 张伟 🚶 it's \\n", "Žofie 张伟 🚶 it's \\n")],
+)  # fmt: skip
+def test_what_breaks_a_line_is_escaped_and_nothing_else(text, line):
+    assert one_line(text) == line
+    assert len(line.splitlines()) == 1
+    line.encode()

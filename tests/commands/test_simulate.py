@@ -1,0 +1,63 @@
+"""`python -m train.simulate` writes a whole data set or nothing, and never over other files."""
+
+import errno
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from train import simulate
+from train.base.errors import UserError
+from train.data import walkers
+
+
+def test_file_names_carry_the_recording(tmp_path):
+    flags = ["--users", "2", "--images-per-user", "12", "--resolution", "32", "--output-dir"]
+    simulate.main([*flags, str(tmp_path / "new" / "data")])
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["data"]  # no temporary folder is left
+    for user in ("ID1", "ID2"):
+        names = sorted(p.name for p in (tmp_path / "new" / "data" / user).iterdir())
+        assert names == [f"rec01_{k:02d}.png" for k in range(10)] + ["rec02_00.png", "rec02_01.png"]
+        assert {re.match(r"^(rec\d+)_", name)[1] for name in names} == {"rec01", "rec02"}
+    with Image.open(tmp_path / "new/data/ID2/rec02_01.png") as image:
+        assert (image.mode, image.size) == ("RGB", (32, 32))
+        np.testing.assert_array_equal(np.asarray(image), list(walkers.pictures_of_recording(0, 2, 2, 32))[1])
+
+
+def test_a_folder_that_is_not_empty_is_refused_and_untouched(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not an empty folder"):
+        simulate.main(["--output_dir", str(tmp_path), "--users", "1", "--images_per_user", "1"])
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("notes.txt", "mine")]
+
+
+def test_hidden_files_stay_in_the_folder_that_is_filled(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/.DS_Store").write_text("finder")
+    (tmp_path / "link").symlink_to("data")
+    few = ["--users", "1", "--images_per_user", "1", "--resolution", "8"]
+    simulate.main(["--output_dir", str(tmp_path / "link"), *few])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "link"]
+    assert (tmp_path / "data/.DS_Store").read_text() == "finder"
+    assert (tmp_path / "data/ID1/rec01_00.png").is_file()
+
+
+def test_a_full_disk_is_answered_with_the_name_of_the_folder(tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(UserError, match=r"data: cannot be made \(No space left on device\)"):
+        simulate.main(["--output_dir", str(tmp_path / "data"), "--users", "1", "--images_per_user", "1"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_dies_leaves_nothing(tmp_path, monkeypatch):
+    def fail(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(walkers, "picture", fail)
+    with pytest.raises(KeyboardInterrupt):
+        simulate.main(["--output_dir", str(tmp_path / "data"), "--users", "1", "--images_per_user", "1"])
+    assert list(tmp_path.iterdir()) == []

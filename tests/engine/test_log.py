@@ -1,0 +1,64 @@
+"""The log of a run has each step once, its curves their panels, and its speed no pauses."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from train.engine import log as log_module
+from train.engine.log import RunLog, Speed
+
+HEADING, PANEL = 48, 220  # pixels of the picture's height
+
+
+def logged(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_log_begun_at_a_step_forgets_those_after_it(tmp_path):
+    first = RunLog(tmp_path, 0)
+    for step in (1, 2, 3):
+        first.write(step, loss=step / 2)
+    again = RunLog(tmp_path, 2)
+    assert logged(tmp_path) == again.lines == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 1.0}]
+    again.write(3, loss=9.0)
+    assert logged(tmp_path)[-1] == {"step": 3, "loss": 9.0}
+
+
+def test_a_line_cut_short_by_a_death_is_dropped(tmp_path):
+    RunLog(tmp_path, 0).write(1, loss=0.5)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 2, "lo')
+    again = RunLog(tmp_path, 2)
+    again.write(3, loss=0.25)
+    assert logged(tmp_path) == [{"step": 1, "loss": 0.5}, {"step": 3, "loss": 0.25}]
+
+
+def test_only_the_first_process_writes_a_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(log_module, "rank", lambda: 1)
+    log = RunLog(tmp_path, 0)
+    log.write(1, loss=0.5)
+    log.save_curves("x", "loss")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_curves_of_losses_share_a_panel_and_psnr_has_its_own(tmp_path):
+    log = RunLog(tmp_path, 0)
+    for step in range(1, 5):
+        log.write(step, loss=1 / step, validation_loss=2 / step, validation_psnr=20.0 + step)
+    for names, panels in ((("loss", "validation_loss"), 1), (("loss", "validation_psnr"), 2)):
+        log.save_curves("x", *names)
+        with Image.open(tmp_path / "curves.png") as image:
+            assert image.height == HEADING + panels * PANEL
+
+
+def test_a_reading_of_speed_is_of_what_came_since_the_last(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    speed = Speed()
+    for images, seconds, pause in ((6, 2, 50), (1, 4, 0)):
+        speed.add(images)
+        now[0] += seconds
+        with speed.paused():
+            now[0] += pause
+        assert speed.read() == pytest.approx(images / seconds)

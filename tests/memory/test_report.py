@@ -1,0 +1,87 @@
+"""The command: what it prints, draws and writes, and what it refuses."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from train import memcheck
+from train.base.errors import UserError
+
+
+def test_a_gpu_that_no_batch_fits_on_is_told_so(capsys):
+    memcheck.main(["--config", "configs/sd.yaml", "--gpu", "RTX3060"])
+    printed = capsys.readouterr().out
+    assert "RTX3060: " in printed
+    assert "lever, traced by itself" in printed
+
+
+def test_a_gpu_that_is_refused_the_precision_is_told_what_fits(capsys):
+    memcheck.main(["--config", "configs/demo.yaml", "--gpu", "T4", "--set", "ldm_training.mixed_precision=bf16"])
+    printed = capsys.readouterr().out
+    assert "no bf16" in printed
+    assert "T4: fits with mixed_precision fp16." in printed
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [("--users 65537", "--users 65537: must be at least 1 and at most 65536"),
+     ("--ranks 1000000", "--ranks 1000000: must be at least 1 and at most 1024"),
+     ("--batch_size 1000000000", "gradient_accumulation_steps = 1000000000: must be at least 1 and at most 65536"),
+     ("--csv=", "--csv: needs a value"), ("--pictures=", "--pictures: needs a value"),
+     ("--measure=", "--measure: needs a value"), ("--measure x --json", "goes with none of --gpu, --json")],
+)  # fmt: skip
+def test_what_no_account_can_be_made_of_is_refused_in_a_sentence(flags, sentence):
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        memcheck.main(["--config", "configs/demo.yaml", "--set", "ldm_training.gradient_accumulation_steps=1",
+                       *flags.split()])  # fmt: skip
+
+
+def test_pictures_may_go_into_the_folder_that_one_is_in(tmp_path: Path, monkeypatch, capsys):
+    config = Path("configs/demo.yaml").resolve()
+    monkeypatch.chdir(tmp_path)
+    memcheck.main(["--config", str(config), "--stage", "sample", "--pictures", "."])
+    assert len(list(tmp_path.glob("*.png"))) == 3
+
+
+def test_a_table_of_modules_overwrites_nothing_but_its_like(tmp_path: Path, capsys):
+    mine, modules = tmp_path / "mine.yaml", tmp_path / "modules.csv"
+    mine.write_text("base: demo.yaml\n")
+    with pytest.raises(UserError, match="holds something else"):
+        memcheck.main(["--config", "configs/demo.yaml", "--csv", str(mine)])
+    assert mine.read_text() == "base: demo.yaml\n"
+    for _ in range(2):
+        memcheck.main(["--config", "configs/demo.yaml", "--stage", "sample", "--csv", str(modules)])
+    assert modules.read_bytes().startswith(b"module,")
+
+
+def test_the_command_gives_an_account_to_programs(capsys, tmp_path: Path):
+    memcheck.main(["--config", "configs/demo.yaml", "--gpu", "T4", "--json"])
+    account = json.loads(capsys.readouterr().out)
+    assert account["measured"] is False
+    assert sum(sum(row.values()) for row in account["at_peak"].values()) == account["peak"]["bytes"]
+    assert {"card", "bytes", "fits", "left", "largest_batch"} <= account["cards"][0].keys()
+    assert account["advice"]
+
+
+def test_the_command_prints_tables_and_draws_pictures(capsys, tmp_path: Path):
+    memcheck.main(["--config", "configs/demo.yaml", "--gpu", "P100", "--csv", str(tmp_path / "modules.csv"),
+                   "--pictures", str(tmp_path)])  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "predicted" in printed
+    assert "P100" in printed
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "modules.csv", "memory_modules.png", "memory_timeline.png", "memory_components.png",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_several_gpus_have_buffers_to_exchange_gradients(ranks, capsys):
+    memcheck.main(["--config", "configs/demo.yaml", "--ranks", str(ranks), "--gpu", "T4"])
+    assert ("NCCL buffers" in capsys.readouterr().out) == (ranks > 1)
+
+
+def test_sampling_on_several_gpus_is_refused():
+    with pytest.raises(UserError, match="on one card"):
+        memcheck.main(["--config", "configs/demo.yaml", "--stage", "sample", "--ranks", "2"])

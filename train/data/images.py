@@ -1,0 +1,99 @@
+"""A single image: read from a file, converted for a network and back, and written to a file.
+
+`B` images in a batch, `C` channels, `H W` pixels: uint8, 0 to 255, in memory, and float32, -1 to 1, in a network.
+"""
+
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from train.base.errors import UserError
+from train.base.files import replacing
+from train.config.sections import DataConfig
+
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # recognised by content; PPM is what Pillow calls PGM
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".tif", ".tiff", ".webp")
+BITS_PER_SAMPLE, PHOTOMETRIC, BLACK_IS_ZERO = 258, 262, 1  # two TIFF tags, and a value of the second
+
+# What Pillow's decoders raise on damaged files, found by damaging a million; they document no common exception.
+DECODER_ERRORS = (
+    OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, OverflowError, struct.error, zlib.error,
+    Image.DecompressionBombError, Image.DecompressionBombWarning,
+)  # fmt: skip
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """Pixels 0..255 to [-1, 1] in float32."""
+    return pixels.float() / 127.5 - 1
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """[-1, 1] to pixels 0..255, clamped and rounded (truncation would darken by half a level)."""
+    return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def to_picture(pixels: Tensor) -> Image.Image:
+    """Pixels (C, H, W) with 1 or 3 channels to a Pillow image."""
+    array = pixels.permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a PNG file, completely or not at all."""
+    with replacing(path) as temporary:
+        picture.save(temporary, format="PNG")
+
+
+def read_image(path: Path, config: DataConfig) -> Tensor:
+    """An image file as uint8 (C, H, W), of the size and channels of the config; UserError where it cannot be read.
+
+    Of an animation, the first frame is read. Any aspect ratio is stretched to a square: both axes of a spectrogram
+    are physical, so nothing is cropped. Photographs are rotated as their EXIF data say.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about metadata that Pillow cannot read; the pixels are good
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            if not path.is_file():  # to open a named pipe would block for ever
+                raise OSError("not a file")
+            with Image.open(path, formats=FORMATS) as image:
+                image.load()
+                ImageOps.exif_transpose(image, in_place=True)
+                flat = _opaque_8_bit(image).convert("L" if config.channels == 1 else "RGB")
+    except UnidentifiedImageError:
+        raise UserError(f"{path}: not an image of a known format ({', '.join(FORMATS)})") from None
+    except DECODER_ERRORS as error:
+        raise UserError(f"{path}: cannot be read ({str(error) or type(error).__name__})") from None
+    # Pillow antialiases when it shrinks an image (torch's `interpolate` does so only on request). Bicubic is
+    # sharper than a box filter and rings less than Lanczos beside a spectrogram's bright lines.
+    resized = flat.resize((config.resolution, config.resolution), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(resized))  # H W C, or H W of a grey image
+    return pixels[None] if config.channels == 1 else pixels.permute(2, 0, 1)
+
+
+def _opaque_8_bit(image: Image.Image) -> Image.Image:
+    """The image in mode L or RGB, whatever mode Pillow opened it in; ValueError where its white level is unknown.
+
+    Transparent pixels become black: in a spectrogram black means no energy, and the colour of a fully transparent
+    pixel depends on the program that saved it. 16-bit grey is divided by 65535 / 255 = 257; Pillow would clip at 255.
+    """
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no agreed white; save it with 8 or 16 bits")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # Pillow opens 16-bit PGM (and PNG, before Pillow 11) as 32-bit mode I, but in a TIFF that mode may have any
+        # range; and it opens 12-bit and white-is-zero TIFFs as if they were plain 16-bit ones.
+        tags = image.tag_v2 if image.format == "TIFF" else {}
+        plain = (tags.get(BITS_PER_SAMPLE), tags.get(PHOTOMETRIC)) == ((16,), BLACK_IS_ZERO) and image.mode != "I"
+        if image.format == "TIFF" and not plain:
+            raise ValueError("its grey levels have no agreed white; save it with 8 or 16 unsigned bits")
+        return Image.fromarray(np.rint(np.asarray(image, dtype=np.float64) / 257).astype(np.uint8))
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba).convert("RGB")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")

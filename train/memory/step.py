@@ -1,0 +1,235 @@
+"""Traces one optimizer step of a scenario, with the training's own stage, learner, EMA and sampler.
+
+Before the step the models, the EMA and AdamW's state exist. Making them takes as long to trace as a step, but does not
+depend on batch, precision or checkpointing, so scenarios share that trace. After the step come the validation and the
+pictures of the training loop. Repetitions that need no further memory are left out: a third micro-batch is like the
+second, and a third sampling step is like the second.
+"""
+
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
+
+import torch
+from torch import Tensor, nn
+
+from nets.checkpointing import set_checkpointing
+from train.base.processes import leaving_others_out
+from train.engine.ema import EMA
+from train.engine.micro_batch import MicroBatch
+from train.engine.precision import DTYPES, autocast_to
+from train.engine.stage import Stage
+from train.engine.step import mean_losses
+from train.memory.cuda_rules import CudaRules
+from train.memory.models import blank_stage, parts_of
+from train.memory.optimizer import Scaler, optimizer_on_gpu, share_of_optimizer
+from train.memory.scenario import Scenario
+from train.memory.trace import NoTrace, Trace
+from train.memory.without_compiler import without_compiler
+from train.runs.pictures import PICTURE_BATCH
+from train.stages.adversary import Adversary
+from train.stages.generate import generate
+from train.stages.ldm import LDMBatch
+from train.stages.vae import VAEBatch, reconstruct
+
+
+def trace_of(scenario: Scenario) -> Trace:
+    """The trace of one step of this scenario, its models included."""
+    with leaving_others_out():
+        step = prepare(scenario)
+        step.take()
+    return step.trace
+
+
+def prepare(scenario: Scenario) -> "Step":
+    with without_compiler():
+        if scenario.device != "meta":
+            return Step(scenario, _begin(scenario))
+        beginning = _begun_once(scenario.before_steps())
+        models = scenario.models_only()
+        beginning.batch_recordings = _recordings(models)
+        beginning.between_recordings = _recordings(models.with_training(ema_on_cpu=scenario.training.ema_on_cpu))
+        return Step(scenario, beginning)
+
+
+# ---- before the step
+
+
+@dataclass(eq=False)
+class Beginning:
+    """A stage before a step, with its EMA and optimizer state, and the trace of how they were made."""
+
+    stage: Stage
+    trace: Trace | NoTrace
+    trained: list[nn.Parameter]
+    ema: EMA | None
+    averaged: nn.Module  # the EMA's model, or without one the stage's
+    # Recordings of forward and backward passes, which do not depend on the optimizer and the EMA, and of validation and
+    # pictures, which do not depend on the step.
+    batch_recordings: dict = field(default_factory=dict)
+    between_recordings: dict = field(default_factory=dict)
+
+
+def _begin(scenario: Scenario) -> Beginning:
+    stage = blank_stage(scenario)
+    parts, trained = parts_of(stage), list(stage.learner.parameters) if scenario.trains else []
+    # An EMA on the CPU swaps its values with the weights for validation, so it takes no GPU memory.
+    ema = EMA(stage.model, scenario.training.ema_decay) if trained and not scenario.training.ema_on_cpu else None
+    parts |= {"EMA": ema.model} if ema else {}
+    trace = NoTrace() if scenario.device == "cuda" else Trace(parts, CudaRules(), scenario.device)
+    with trace:
+        trace.label_weights()
+        for owner in _learning(stage) if trained else ():
+            parameters = list(owner.learner.parameters)
+            own = share_of_optimizer(parameters, scenario.ranks) if owner is stage else parameters
+            owner.learner = replace(owner.learner, optimizer=optimizer_on_gpu(own, scenario, trace))
+    return Beginning(stage, trace, trained, ema, ema.model if ema else stage.model)
+
+
+def _learning(stage: Stage) -> list[Stage | Adversary]:
+    """What has a learner: the stage, and its adversary if there is one."""
+    return [stage, stage.adversary] if getattr(stage, "adversary", None) else [stage]
+
+
+_begun_once = lru_cache(maxsize=8)(_begin)
+
+
+@lru_cache(maxsize=8)
+def _recordings(models: Scenario) -> dict:
+    """The recordings of what these models run, shared by all their scenarios."""
+    return {}
+
+
+# ---- the step
+
+
+class Step:
+    """One optimizer step, on the meta device or with real tensors."""
+
+    def __init__(self, scenario: Scenario, beginning: Beginning):
+        self.scenario, self.beginning, self.stage = scenario, beginning, beginning.stage
+        self.device = torch.device(scenario.device)
+        self.rules = CudaRules(scenario.attention)
+        self.trace = beginning.trace.continued(self.rules)
+        self.stage.config = scenario.config
+        # DDP keeps gradients between steps, so even the first micro-batch adds to existing ones, like a second.
+        pieces = max(scenario.training.gradient_accumulation_steps, 1 if scenario.processes == 1 else 2)
+        self.traced_images = scenario.micro_batch * min(pieces, 2)  # the first of the batch
+        for owner in _learning(self.stage):
+            scaler = Scaler(self.trace, self.device, scenario.training.mixed_precision == "fp16")
+            owner.learner = replace(owner.learner, scaler=scaler, autocast=self.autocast)
+        self.stage.model.train(scenario.trains)  # a validation without an EMA leaves it in eval mode
+        for p in beginning.trained:
+            p.grad = None  # a sharded optimizer clears only the gradients of its share
+        set_checkpointing(self.stage.model, scenario.training.gradient_checkpointing)
+
+    def take(self) -> None:
+        """Run the step, then validation and pictures."""
+        with without_compiler(), self.trace:
+            {"vae": self._vae, "ldm": self._ldm, "sample": self._sample}[self.scenario.stage]()
+
+    def in_precision(self, name: str):
+        """A context in which models run in this precision."""
+        if self.device.type == "cuda":
+            return autocast_to(self.device, name)()
+        return self.rules.autocast(None if name == "no" else DTYPES[name])
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """The learner's autocast context, which also sets the phases of the trace."""
+        with self.trace.during("forward"):
+            with self.in_precision(self.scenario.training.mixed_precision):
+                yield
+            self.trace.end_forward()
+        self.trace.phase = "backward"
+
+    def draw(self) -> LDMBatch | VAEBatch:
+        """The whole batch of all processes, as each of them draws it."""
+        rows = torch.zeros(self.scenario.images_per_step * self.scenario.processes, dtype=torch.int64)
+        return self.stage.draw(self.scenario.config.vae_loss.adversarial_start, rows)
+
+    def learn(self, batch: LDMBatch | VAEBatch, key: Hashable = None) -> None:
+        """The trainer's step; forward and backward passes with the same key (not None) are traced only once."""
+        learner, trained, ema = self.stage.learner, self.beginning.trained, self.beginning.ema
+
+        def accumulate() -> dict[str | int, Tensor]:
+            losses = partial(self.stage.losses, batch)
+            totals = learner.accumulate(losses, self.traced_images, self.scenario.micro_batch)
+            return totals | {i: p.grad for i, p in enumerate(trained)}
+
+        with self.trace.during("inputs"):  # makes the scaler's tensors, which exist from the first step on
+            learner.scaler.scale(torch.zeros((), device=self.device))
+        with self.trace.during("forward"):
+            recordings = {} if key is None else self.beginning.batch_recordings
+            tensors = self.trace.record_once(recordings, key, accumulate)
+            for i, p in enumerate(trained):
+                p.grad = tensors.pop(i)
+            grad_norm = learner.clip()
+            learner.step(mean_losses(tensors)["loss"], grad_norm)
+        self.trace.label_gradients(trained)
+        if ema:
+            with self.trace.during("EMA"):
+                ema.update(self.stage.model)
+
+    def between(self, phase: str, key: Hashable, part: Callable[[], None]) -> None:
+        """Run a part of the training loop between steps, which leaves no tensors behind."""
+        with self.trace.during(phase), torch.no_grad():
+            self.trace.record_once(self.beginning.between_recordings, key, part)
+
+    # ---- the stages
+
+    def _ldm(self) -> None:
+        scenario, training, stage = self.scenario, self.scenario.training, self.stage
+        cached, size = scenario.config.latents.cache_latents, scenario.micro_batch
+        moments = torch.zeros(1, 2, *stage.source.shape) if cached else None
+        stage.use_latents(moments, partial(self.in_precision, "no"))
+        with self.trace.during("inputs"):
+            batch = self.draw()
+        settings = (scenario.attention, training.mixed_precision, training.gradient_checkpointing)
+        self.learn(batch, (*settings, cached, size, self.traced_images))
+        if not scenario.validates:
+            return
+        averaged = self.beginning.averaged.eval()
+
+        def validate() -> None:
+            held_out = stage.draw_validation(batch.rows[:size], batch.users[:size])
+            stage.losses(held_out, slice(0, size), averaged)
+
+        self.between("validation", (scenario.attention, size, cached), validate)
+        self.between("pictures", scenario.attention, partial(self._generate, averaged, PICTURE_BATCH))
+
+    def _vae(self) -> None:
+        scenario, stage, adversary = self.scenario, self.stage, self.stage.adversary
+        with self.trace.during("inputs"):
+            batch = self.draw()
+            if adversary:
+                untraced = max(scenario.images_per_step - self.traced_images, 0)
+                adversary.fakes.append(torch.zeros(untraced, *batch.images.shape[1:]).to(self.device))
+                for p in adversary.discriminator.parameters():  # the gradients of the previous step
+                    p.grad = torch.zeros_like(p)
+                self.trace.label_gradients(adversary.discriminator.parameters())
+        self.learn(batch)
+        if adversary:
+            with self.trace.during("forward"):
+                learned = replace(batch, images=batch.images[: self.traced_images])
+                stage.after_step(learned, 0.0, MicroBatch(scenario.training, scenario.micro_batch))
+                self.trace.label_gradients(adversary.discriminator.parameters())
+        if not scenario.validates:
+            return
+
+        def draw_pictures() -> None:
+            reconstruct(self.beginning.averaged, torch.zeros(PICTURE_BATCH, *batch.images.shape[1:]).to(self.device))
+
+        self.between("pictures", scenario.attention, draw_pictures)
+
+    def _sample(self) -> None:
+        with self.trace.during("sampling"):
+            self._generate(self.stage.model, self.scenario.micro_batch)
+
+    def _generate(self, denoiser: nn.Module, batch_size: int) -> None:
+        config = self.scenario.config
+        steps = min(config.sampling.steps, 2)
+        sampling = replace(config.sampling, steps=steps, spacing="trailing", guidance_interval=None)
+        images = [(0, number) for number in range(batch_size)]
+        generate(denoiser, self.stage.vae, self.stage.schedule, sampling, images, config.seed, batch_size)

@@ -1,0 +1,149 @@
+"""The folder `final_model` that a run leaves at its end; only this module writes and reads it.
+
+    VAE:  config.json, weights, latent_statistics.json             config.yaml, split.json
+    LDM:  unet/ vae/ scheduler/ condition_encoder/ users.json      config.yaml, split.json
+
+Models are folders that `diffusers` opens (train/runs/model_folder.py).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusion.schedule import Schedule, make_schedule
+from nets.condition import UserConditionEncoder
+from nets.denoiser import UserDenoiser
+from nets.unet import UNet2DConditionModel
+from nets.vae import AutoencoderKL
+from train.base.errors import CONTROL, require
+from train.base.files import read_json, write_json
+from train.config.schema import Config
+from train.data.dataset import UserImages
+from train.data.split import Split, save_split
+from train.runs import model_folder
+from train.runs.folder import CONFIG, SPLIT, save_config
+
+NAME = "final_model"
+USERS = "users.json"
+
+
+# ---- VAE
+
+
+def save_vae(
+    folder: Path, vae: AutoencoderKL, statistics: dict, config: Config, data: UserImages, split: Split
+) -> None:
+    """Save a VAE; `statistics` are of the training images' latents, whose scale `vae.config` has already."""
+    save_split(folder / SPLIT, split, data, config.data)
+    write_json(folder / "latent_statistics.json", statistics)
+    save_config(config, folder)
+    model_folder.save(vae, folder)  # last, since its config.json shows that the folder is complete
+
+
+def load_vae(folder: Path, config: Config) -> AutoencoderKL:
+    """A trained VAE; UserError where it does not fit the UNet or the images."""
+    model = model_folder.load(folder, AutoencoderKL)
+    vae, side = model.config, config.data.resolution
+    for ours, theirs, what in (
+        (config.unet.latent_channels, vae.latent_channels, "unet.latent_channels"),
+        (config.data.channels, vae.image_channels, "data.channels"),
+    ):
+        require(ours == theirs, f"{folder}: the VAE has {theirs} channels where {what} is {ours}")
+    fits = side % vae.downscale == 0
+    require(fits, f"{folder}: the VAE divides each side by {vae.downscale}, which data.resolution {side} is not a "
+            "multiple of")
+    return model
+
+
+def load_frozen_vae(folder: Path, config: Config) -> AutoencoderKL:
+    """The VAE of an LDM. UserError where there is none, or its training has not ended."""
+    require(folder.is_dir(),
+            f"{folder}: there is no VAE here; train one (python -m train.vae) or give its folder as --vae_path")
+    vae = load_vae(folder, config).requires_grad_(False)
+    require(vae.config.scaling_factor is not None,
+            f"{folder}: the VAE has no scaling_factor in its config.json; finish its training first")
+    return vae
+
+
+# ---- LDM
+
+
+@dataclass(frozen=True)
+class TrainedLDM:
+    """Models in evaluation mode, on the CPU."""
+
+    vae: AutoencoderKL
+    denoiser: UserDenoiser
+    schedule: Schedule
+
+
+def save_ldm(
+    folder: Path, denoiser: UserDenoiser, vae: AutoencoderKL, config: Config, data: UserImages, split: Split
+) -> None:
+    save_config(config, folder)
+    save_split(folder / SPLIT, split, data, config.data)
+    save_users(data.user_names, folder)
+    model_folder.save_schedule(config.schedule, folder / "scheduler")
+    model_folder.save(vae, folder / "vae")
+    model_folder.save(denoiser.user_encoder, folder / "condition_encoder")
+    model_folder.save(denoiser.unet, folder / "unet")
+
+
+def load_ldm(folder: Path, config: Config) -> TrainedLDM:
+    """A trained LDM; UserError where its parts are of different models, or do not fit the config."""
+    vae = model_folder.load(folder / "vae", AutoencoderKL)
+    unet = model_folder.load(folder / "unet", UNet2DConditionModel)
+    encoder = model_folder.load(folder / "condition_encoder", UserConditionEncoder)
+    schedule = make_schedule(model_folder.load_schedule(folder / "scheduler"))
+    require(vae.config.scaling_factor is not None,
+            f"{folder}/vae/config.json: has no scaling_factor, so the VAE's training has not ended")
+    for one, its, other, others in (
+        ("vae's latent_channels", vae.config.latent_channels, "unet's in_channels", unet.config.latent_channels),
+        ("vae's in_channels", vae.config.image_channels, "data.channels", config.data.channels),
+        ("condition_encoder's dim", encoder.config.dim, "unet's cross_attention_dim", unet.config.cross_attention_dim),
+        ("condition_encoder's num_users", encoder.config.num_users, "number of names in users.json",
+         len(load_users(folder))),
+        ("unet's sample_size", unet.config.sample_size, "data.resolution divided by the vae's downscaling",
+         config.data.resolution / vae.config.downscale),
+    ):  # fmt: skip
+        require(its == others, f"{folder}: the {one} is {its}, but the {other} is {others:g}; they do not go together")
+    steps, timesteps = config.sampling.steps, schedule.config.num_train_timesteps
+    require(steps <= timesteps, f"{folder}/scheduler: sampling.steps is {steps}, but the model was trained with "
+            f"{timesteps} timesteps; take fewer --steps")
+    return TrainedLDM(vae, UserDenoiser(unet, encoder).eval(), schedule)
+
+
+def trained_users(folder: Path) -> list[str]:
+    """The users' names of an LDM. UserError where the folder holds none."""
+    near = [place for place in (folder / NAME, folder / "ldm" / NAME) if (place / USERS).is_file()]
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    require((folder / USERS).is_file(), f"{folder}: there is no trained LDM here{hint}; run make train-ldm, or give "
+            "the final_model folder of one")
+    return load_users(folder)
+
+
+def config_path(folder: Path) -> Path:
+    """The config of the run that made the model."""
+    return folder / CONFIG
+
+
+def split_path(folder: Path) -> Path:
+    """The split of the run that made the model."""
+    return folder / SPLIT
+
+
+def save_users(names: list[str], folder: Path) -> None:
+    """Write `users.json`: the folder names of the users, in the order of their indices."""
+    write_json(folder / USERS, {"users": names})
+
+
+def load_users(folder: Path) -> list[str]:
+    path = folder / USERS
+    names = read_json(path).get("users")
+    listed = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    require(listed, f"{path}: 'users' must be a list of names")
+    require(names, f"{path}: names no user")
+    for name in names:  # the folders into which a user's images are written
+        is_a_name = Path(name).name == name and name not in ("", ".", "..") and not CONTROL.search(name)
+        require(is_a_name, f"{path}: the user {name!r} is not the name of a folder")
+        require(names.count(name) == 1, f"{path}: the user {name!r} stands there twice")
+    return names

@@ -1,0 +1,212 @@
+"""The second stage: a UNet and a user encoder, trained to denoise the VAE's latents.
+
+Shapes: B batch, Z h w latents, L context tokens, D their width.
+"""
+
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from diffusion.loss import Draws, diffusion_loss, draw
+from diffusion.schedule import ScheduleConfig, make_schedule
+from nets.checkpointing import set_checkpointing
+from nets.condition import UserConditionEncoder
+from nets.denoiser import UserDenoiser
+from nets.unet import UNet2DConditionModel
+from nets.vae import AutoencoderKL
+from train.base.errors import require
+from train.base.files import tensors_hash
+from train.base.processes import on_main
+from train.base.randomness import generator
+from train.config.schema import Config
+from train.config.sections import MixedPrecision
+from train.data.dataset import UserImages, draw_flips, evenly, load_images
+from train.data.images import save_picture
+from train.data.latents import LatentSource, cached_moments, require_sane_latents
+from train.data.split import Split, fingerprint
+from train.engine.micro_batch import MicroBatch, unless_out_of_memory
+from train.engine.stage import VALIDATION_IMAGES, Stage
+from train.engine.step import make_learner
+from train.runs import final_model
+from train.runs.checkpoint import Stateful
+from train.runs.folder import SPLIT, shared_split
+from train.runs.pictures import PICTURE_BATCH, user_comparison
+from train.stages.generate import generate
+
+SAMPLED_USERS, SAMPLES_PER_USER = 6, 4
+MAX_FACTOR = 1000  # between the errors of predicted noise and of the x0 computed from it
+
+
+@dataclass(frozen=True, eq=False)
+class LDMBatch:
+    """A batch of images with all of its random numbers, from which micro-batches take slices."""
+
+    rows: Tensor  # (B,): rows of the data set
+    flips: Tensor  # (2, B) bool: which are mirrored, which upended
+    users: Tensor  # (B,): the users' indices
+    diffusion: Draws  # timesteps, noise, and which conditions are dropped
+    latent_noise: Tensor  # (B, Z, h, w), standard normal: samples the images' latents
+    keep: Tensor | None  # (B, L*D) bool: the components of the condition that dropout keeps; None: all
+
+
+class LDMStage(Stage):
+    name, title = "ldm", "LDM"
+    metric, better = "validation_loss", min
+    curves = ("loss", "validation_loss")
+
+    def __init__(self, config: Config, data: UserImages, vae: AutoencoderKL):
+        self.config, self.data, self.vae = config, data, vae
+        self.schedule = make_schedule(config.schedule)
+
+    @classmethod
+    def open(cls, config: Config) -> "LDMStage":
+        vae = final_model.load_frozen_vae(vae_folder(config), config)
+        warn_of_vanishing_signal(config.schedule)
+        data = load_images(config.data)
+        require_users(config, data)
+        return cls(config, data, vae)
+
+    @property
+    def actual_config(self) -> Config:
+        return replace(self.config, vae=self.vae.config)
+
+    def build(self, device: torch.device, precision: MixedPrecision) -> None:
+        config, self.device = self.config, device
+        self.vae.to(device)
+        torch.manual_seed(generator(config.seed, "weights", 1).initial_seed())
+        self.model = make_denoiser(self.actual_config, len(self.data.user_names)).to(device)
+        set_checkpointing(self.model, self.training.gradient_checkpointing)
+        parameters, shard = self.model.trained_parameters(), self.training.shard_optimizer
+        self.learner = make_learner(parameters, self.training.optimizer, shard, device, precision)
+        self.use_latents(None)
+
+    def choose_split(self, folder: Path) -> None:
+        def choose() -> Split:
+            saved = folder / SPLIT, final_model.split_path(vae_folder(self.config))
+            split = shared_split(self.data, self.config.data, *saved)
+            require_sane_latents(self.vae, self.data, split.train, self.device)
+            return split
+
+        self.split = on_main(choose)
+
+    def begin(self, folder: Path) -> None:
+        """Encode every image, if the config says so."""
+        if self.config.latents.cache_latents:
+            self.use_latents(cached_moments(self.vae, self.data, folder / "latent_cache", self.device))
+
+    def use_latents(self, moments: Tensor | None, float32: Callable[[], AbstractContextManager] | None = None) -> None:
+        """Use cached moments (N, 2, Z, h, w) of all images; None: encode in each step, in the context `float32`."""
+        self.source = LatentSource(self.vae, self.data, moments, self.device, float32)
+
+    # ---- one optimizer step
+
+    def draw(self, step: int, rows: Tensor) -> LDMBatch:
+        rng = generator(self.config.seed, "draws", step)
+        flips = draw_flips(len(rows), self.config.data, rng)
+        diffusion, latent_noise = self._draw_noise(len(rows), self.config.ldm_loss.condition_dropout, rng)
+        keep = self.model.user_encoder.draw_keep(len(rows), rng).to(self.device)
+        return LDMBatch(rows, flips, self._users(rows), diffusion, latent_noise, keep)
+
+    def losses(self, batch: LDMBatch, part: slice, model: UserDenoiser | None = None) -> dict[str, Tensor]:
+        """The losses of `model`, such as the moving average; without it, of the model that is trained."""
+        model, draws = model or self.model, batch.diffusion[part]
+        latents = self.source.latents(batch.rows[part], batch.flips[:, part], batch.latent_noise[part])  # B Z h w
+        keep = None if batch.keep is None else batch.keep[part]
+        condition = model.user_encoder(batch.users[part], draws.dropped, keep)  # B L D
+        config, schedule = self.config.ldm_loss, self.schedule
+        return {"loss": diffusion_loss(model.unet, schedule, config, latents, condition, draws.t, draws.noise)}  # B
+
+    def _draw_noise(self, count: int, condition_dropout: float, rng: torch.Generator) -> tuple[Draws, Tensor]:
+        shape = (count, *self.source.shape)
+        diffusion = draw(shape, self.config.schedule.num_train_timesteps, condition_dropout, rng, self.device)
+        return diffusion, torch.randn(shape, generator=rng).to(self.device)
+
+    def _users(self, rows: Tensor) -> Tensor:
+        return self.data.user_index[rows].to(self.device)
+
+    # ---- validation and export
+
+    def validate(self, averaged: UserDenoiser, step: int, micro_batch: MicroBatch) -> dict[str, float]:
+        self.write_samples(averaged, Path(self.training.output_dir) / f"samples/{step:08d}.png")
+        while (loss := unless_out_of_memory(self.validation_loss, averaged, micro_batch.size)) is None:
+            micro_batch.halve()
+        return {"validation_loss": loss}
+
+    @torch.no_grad()
+    def validation_loss(self, model: UserDenoiser, batch_size: int) -> float:
+        """The mean loss on at most 256 validation images, always with the same noise and timesteps."""
+        rows = evenly(self.split.validation, VALIDATION_IMAGES)
+        batch = self.draw_validation(rows, self._users(rows))
+        parts = (slice(start, start + batch_size) for start in range(0, len(rows), batch_size))
+        return sum(float(self.losses(batch, part, model)["loss"].sum()) for part in parts) / len(rows)
+
+    def draw_validation(self, rows: Tensor, users: Tensor) -> LDMBatch:
+        """The same batch at every step; no condition is dropped, and no image is flipped."""
+        diffusion, latent_noise = self._draw_noise(len(rows), 0.0, generator(self.config.seed, "validation"))
+        no_flips = torch.zeros(2, len(rows), dtype=torch.bool)
+        return LDMBatch(rows, no_flips, users, diffusion, latent_noise, keep=None)
+
+    def write_samples(self, model: UserDenoiser, path: Path) -> None:
+        """Save a picture of real and generated images of a few users, from the same noise every time."""
+        data, config = self.data, self.config
+        users = evenly(torch.arange(len(data.user_names)), SAMPLED_USERS).tolist()
+        wanted = [(user, number) for user in users for number in range(SAMPLES_PER_USER)]
+        images = generate(model, self.vae, self.schedule, config.sampling, wanted, config.seed, PICTURE_BATCH)
+        rows, asked_for = torch.arange(len(data)), torch.tensor([user for user, _ in wanted])
+        save_picture(user_comparison(data, rows, images, asked_for, SAMPLED_USERS, SAMPLES_PER_USER), path)
+
+    def export(self, averaged: UserDenoiser) -> str:
+        folder = Path(self.training.output_dir)
+        model = folder / final_model.NAME
+        final_model.save_ldm(model, averaged, self.vae, self.config, self.data, self.split)
+        return f"LDM: model in {model}, samples in {folder}/samples, curves in {folder}/curves.png"
+
+    # ---- models, learners and checkpoints
+
+    def models(self) -> list[nn.Module]:
+        return [self.vae, self.model]
+
+    def state(self) -> dict[str, Stateful]:
+        return {"model": self.model}
+
+    def inputs(self) -> dict[str, str]:
+        scale = repr(self.vae.config.scaling_factor)
+        return {"VAE": tensors_hash(self.vae.state_dict().values(), scale), "data": fingerprint(self.data, self.split)}
+
+
+def vae_folder(config: Config) -> Path:
+    return Path(config.latents.vae_path or Path(config.vae_training.output_dir) / final_model.NAME)
+
+
+def make_denoiser(config: Config, num_users: int) -> UserDenoiser:
+    unet = UNet2DConditionModel(replace(config.unet, sample_size=config.latent_side))
+    return UserDenoiser(unet, UserConditionEncoder(replace(config.user_encoder, num_users=num_users)))
+
+
+def require_users(config: Config, data: UserImages) -> None:
+    asked, there = config.user_encoder.num_users, len(data.user_names)
+    require(
+        asked in (None, there),
+        f"{config.data.dir}: holds {there} users, but user_encoder.num_users is {asked}; leave it out, or set it so",
+    )
+
+
+def warn_of_vanishing_signal(config: ScheduleConfig) -> None:
+    """Warn on stderr where the network predicts noise and the last timestep has hardly any signal left.
+
+    There x0 = (x - sigma * noise) / alpha multiplies the network's error: by 158 with the schedule of DDPM, by 20,000
+    with the cosine schedule.
+    """
+    factor = make_schedule(config).level(-1).noise_ratio
+    if config.prediction == "noise" and factor > MAX_FACTOR:
+        print(
+            f"warning: schedule.kind {config.kind} with schedule.prediction noise: at the last timestep the network's "
+            f"error is multiplied by {factor:,.0f}, which spoils the samples of every sampler but ddpm; set "
+            "schedule.prediction to velocity",
+            file=sys.stderr,
+        )

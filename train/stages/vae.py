@@ -1,0 +1,158 @@
+"""The first stage: a VAE between images and latents.
+
+Shapes: B batch, I image channels, H W image, Z h w latents.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from nets.checkpointing import set_checkpointing
+from nets.perceptual import VGG16Distance
+from nets.vae import AutoencoderKL
+from train.base.processes import on_main
+from train.base.randomness import generator
+from train.config.schema import Config
+from train.config.sections import MixedPrecision
+from train.data.dataset import UserImages, draw_flips, evenly, load_images
+from train.data.images import save_picture, to_uint8
+from train.data.latents import measure_scaling
+from train.data.split import fingerprint
+from train.engine.micro_batch import MicroBatch
+from train.engine.stage import VALIDATION_IMAGES, Stage
+from train.engine.step import Learner, make_learner
+from train.runs import final_model
+from train.runs.checkpoint import Stateful
+from train.runs.folder import SPLIT, shared_split
+from train.runs.pictures import PICTURE_BATCH, image_grid, user_labels
+from train.stages.adversary import Adversary
+from train.stages.vae_loss import load_vgg16, vae_losses
+
+SHOWN_IMAGES = 8
+
+
+@dataclass(frozen=True, eq=False)
+class VAEBatch:
+    images: Tensor  # (B, I, H, W), in [-1, 1]
+    noise: Tensor  # (B, Z, h, w), standard normal: samples the images' latents
+    adversary: Adversary | None  # None before `adversarial_start`
+
+
+class VAEStage(Stage):
+    name, title = "vae", "VAE"
+    metric, better = "validation_psnr", max
+    curves = ("loss", "reconstruction", "validation_psnr")
+
+    def __init__(self, config: Config, data: UserImages, vae: AutoencoderKL, vgg16: VGG16Distance | None):
+        self.config, self.data, self.model, self.vgg16 = config, data, vae, vgg16
+
+    @classmethod
+    def open(cls, config: Config) -> "VAEStage":
+        data = load_images(config.data)
+        torch.manual_seed(generator(config.seed, "weights", 0).initial_seed())
+        vae = initial_vae(config)
+        loss = config.vae_loss
+        return cls(config, data, vae, load_vgg16(loss.perceptual_weights) if loss.perceptual_weight else None)
+
+    @property
+    def actual_config(self) -> Config:
+        return replace(self.config, vae=self.model.config)
+
+    def build(self, device: torch.device, precision: MixedPrecision) -> None:
+        config, self.device = self.config, device
+        self.model.to(device)
+        set_checkpointing(self.model, self.training.gradient_checkpointing)
+        loss, optim = config.vae_loss, self.training.optimizer
+        if self.vgg16:
+            self.vgg16.to(device)
+        self.adversary = (
+            Adversary(config.data.channels, loss, optim, device, precision) if loss.adversarial_weight else None
+        )
+        shard = self.training.shard_optimizer
+        self.learner = make_learner(list(self.model.parameters()), optim, shard, device, precision)
+
+    def choose_split(self, folder: Path) -> None:
+        self.split = on_main(lambda: shared_split(self.data, self.config.data, folder / SPLIT))
+
+    # ---- one optimizer step
+
+    def draw(self, step: int, rows: Tensor) -> VAEBatch:
+        rng = generator(self.config.seed, "draws", step)
+        flips = draw_flips(len(rows), self.config.data, rng)
+        images = self.data.batch(rows, *flips).to(self.device)
+        side = images.shape[-1] // self.model.config.downscale
+        noise = torch.randn(len(rows), self.model.config.latent_channels, side, side, generator=rng).to(self.device)
+        adversary = self.adversary if step >= self.config.vae_loss.adversarial_start else None
+        if adversary:
+            adversary.begin_batch()
+        return VAEBatch(images, noise, adversary)
+
+    def losses(self, batch: VAEBatch, part: slice) -> dict[str, Tensor]:
+        images, noise, scale = batch.images[part], batch.noise[part], self.learner.scaler.get_scale()
+        return vae_losses(self.model, images, noise, self.config.vae_loss, self.vgg16, batch.adversary, scale)
+
+    def after_step(self, batch: VAEBatch, learning_rate: float, micro_batch: MicroBatch) -> dict[str, float]:
+        return batch.adversary.learn(batch.images, learning_rate, micro_batch) if batch.adversary else {}
+
+    # ---- validation and export
+
+    def validate(self, averaged: AutoencoderKL, step: int, micro_batch: MicroBatch) -> dict[str, float]:
+        picture = Path(self.training.output_dir) / f"reconstructions/{step:08d}.png"
+        return {"validation_psnr": self.write_reconstructions(averaged, picture)}
+
+    @torch.no_grad()
+    def write_reconstructions(self, vae: AutoencoderKL, path: Path) -> float:
+        """PSNR in dB over at most 256 validation images; saves a picture of a few, with their reconstructions below."""
+        data, rows = self.data, evenly(self.split.validation, VALIDATION_IMAGES)
+        batches = (data.batch(batch).to(self.device) for batch in rows.split(PICTURE_BATCH))
+        decoded = torch.cat([to_uint8(reconstruct(vae, images)).cpu() for images in batches])
+        error = (decoded.double() - data.images[rows].double()).square().flatten(1).mean(1)  # B
+        psnr = 10 * torch.log10(255**2 / error.clamp(min=1e-10))
+        shown = evenly(torch.arange(len(rows)), SHOWN_IMAGES)
+        pairs = [("image", list(data.images[rows[shown]])), ("decoded", list(decoded[shown]))]
+        labels = user_labels(data.user_names)
+        save_picture(image_grid(pairs, [labels[user] for user in data.user_index[rows[shown]].tolist()]), path)
+        return float(psnr.mean())
+
+    def export(self, vae: AutoencoderKL) -> str:
+        """Measure the scale of the latents, write `final_model`, and report its PSNR."""
+        folder = Path(self.training.output_dir)
+        statistics = measure_scaling(vae, self.data, self.split.train, self.device)
+        vae.config = replace(vae.config, scaling_factor=statistics["scaling_factor"])
+        final_model.save_vae(folder / final_model.NAME, vae, statistics, self.config, self.data, self.split)
+        psnr = self.write_reconstructions(vae, folder / "reconstructions.png")
+        return (
+            f"VAE: validation PSNR {psnr:.2f} dB, scaling factor {statistics['scaling_factor']:.4f} over "
+            f"{statistics['images']} images; model in {folder / final_model.NAME}, pictures in "
+            f"{folder}/reconstructions.png"
+        )
+
+    # ---- models, learners and checkpoints
+
+    def models(self) -> list[nn.Module]:
+        discriminator = self.adversary and self.adversary.discriminator
+        return [model for model in (self.model, self.vgg16, discriminator) if model]
+
+    def learners(self) -> list[Learner]:
+        return [self.learner, self.adversary.learner] if self.adversary else [self.learner]
+
+    def state(self) -> dict[str, Stateful]:
+        return {"vae": self.model} | ({"adversary": self.adversary} if self.adversary else {})
+
+    def inputs(self) -> dict[str, str]:
+        return {"data": fingerprint(self.data, self.split)}
+
+
+def initial_vae(config: Config) -> AutoencoderKL:
+    """The VAE that training starts from: a saved one, or one with random weights."""
+    path = config.latents.vae_path
+    vae = final_model.load_vae(Path(path), config).train() if path else AutoencoderKL(config.vae)
+    vae.config = replace(vae.config, sample_size=config.data.resolution)
+    return vae
+
+
+def reconstruct(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Images (B, I, H, W), decoded from their most likely latents."""
+    return vae.decode(vae.encode(images).mode())
