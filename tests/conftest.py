@@ -6,7 +6,10 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 import torch
+
+from train.judge import evaluation, network
 
 THREADS = int(os.environ["OMP_NUM_THREADS"])
 torch.set_num_threads(THREADS)
@@ -14,3 +17,12 @@ torch.set_num_threads(THREADS)
 
 def pytest_runtest_setup() -> None:
     torch.set_num_threads(THREADS)  # memcheck, in a test before, may have changed it for its process
+
+
+@pytest.fixture
+def short_judgement(monkeypatch) -> None:
+    """Few steps and seeds, for tests of what is around a judgement."""
+    monkeypatch.setattr(network, "LEAST_STEPS", 8)
+    monkeypatch.setattr(network, "MOST_STEPS", 8)
+    monkeypatch.setattr(evaluation, "SEEDS", 2)
+    monkeypatch.setattr(evaluation, "QUICK_SEEDS", 2)

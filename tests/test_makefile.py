@@ -83,6 +83,15 @@ def test_a_begun_vae_keeps_its_config_and_gets_no_ldm_arguments():
     assert flags("vae", *given)[:2] == ["--config", "configs/demo.yaml"]
 
 
+@pytest.mark.parametrize(("target", "times"), [("train-ldm", "1"), ("evaluate", "4")])
+def test_images_are_made_by_the_training_images_and_then_judged(target, times):
+    lines = [line for line in make("-n", target, "OUT=o", "ARGS=--x").splitlines() if "o/ldm/final_model" in line]
+    sampled, judged = (shlex.split(line)[2:] for line in lines)
+    assert sampled == ["train.sample", "--model", "o/ldm/final_model", "--per_training_image", times]
+    arguments = ["--x"] if target == "evaluate" else ["--quick"]
+    assert judged == ["train.evaluate", "--model", "o/ldm/final_model", *arguments]
+
+
 def test_check_looks_at_the_disk_that_the_run_will_fill():
     found = flags("check", "check", "OUT=o")
     assert found[found.index("--output_dir") + 1] == "o/ldm"

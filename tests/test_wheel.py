@@ -57,7 +57,7 @@ def python(unpacked: Path, elsewhere: Path, *arguments: str) -> str:
 def test_a_wheel_holds_the_packages_and_configs_and_no_more(unpacked):
     at_top = {path.name for path in unpacked.iterdir() if path.suffix != ".dist-info"}
     assert at_top == PACKAGES
-    patterns = [(package, "*.yaml" if package == "configs" else "*.py") for package in PACKAGES]
+    patterns = [("configs", "*.yaml"), ("train", "*.css"), *((package, "*.py") for package in PACKAGES - {"configs"})]
     wanted = {path.relative_to(ROOT) for package, pattern in patterns for path in (ROOT / package).rglob(pattern)}
     found = {path.relative_to(unpacked) for name in PACKAGES for path in (unpacked / name).rglob("*") if path.is_file()}
     assert found == wanted

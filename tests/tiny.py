@@ -42,7 +42,7 @@ def tiny_images(count: int = 12, side: int = 16, channels: int = 3, users: int =
     return UserImages(pixels, index, names, paths)
 
 
-def make_images(folder: Path, per_user: int = 6) -> Path:
+def make_images(folder: Path, per_user: int = 7) -> Path:
     """A folder of images for each of three users: each user a colour of its own, each image another noise."""
     rng = np.random.default_rng(0)
     for number, user in enumerate(USERS):

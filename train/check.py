@@ -91,7 +91,7 @@ def check_data(config: Config) -> tuple[UserImages, str]:
 def check_split(config: Config, data: UserImages) -> tuple[Split, str]:
     split = shared_split(data, config.data, split_path(vae_folder(config)))
     by = f"by recording ({config.data.pattern})" if config.data.pattern else "by file"
-    return split, f"{len(split.train)} to train with, {len(split.validation)} to validate with, {by}"
+    return split, f"{split}, {by}"
 
 
 def check_vae(config: Config, device: torch.device) -> tuple[AutoencoderKL, str]:

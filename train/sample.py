@@ -2,8 +2,10 @@
 
 Writes `USER/generated_000.png`, ... and `grid.png`, by default into a folder in `generated/` beside the model that is
 named after settings and seed. The same model, settings and seed give the same images; existing ones are not made again.
+`--per_training_image 1` makes as many images of each user as trained: it doubles the data.
 """
 
+import argparse
 from pathlib import Path
 
 from train.base.errors import nearest, require, some
@@ -11,29 +13,31 @@ from train.base.progress import progress
 from train.base.units import counted
 from train.config import cli
 from train.data.images import save_picture, to_picture
+from train.data.split import training_images
 from train.engine.device import pick_device
-from train.runs.final_model import config_path, load_ldm, trained_users
+from train.runs.final_model import config_path, load_ldm, split_path, trained_users
 from train.runs.generated import SEED, claim_folder, default_folder, overview, settings_of
 from train.stages.generate import generate
 
 FLAGS = {flag: (f"sampling.{flag}",) for flag in ("sampler", "steps", "guidance")}
-MOST_IMAGES = 100_000  # for each user
+IMAGES, MOST_IMAGES = 5, 100_000  # of each user
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = cli.make_parser("sample", __doc__.splitlines()[0], "sample")
     parser.add_argument("--model", type=Path, required=True, help="final_model of an LDM run")
     parser.add_argument("--users", nargs="+", help="names of users (default: all)")
-    parser.add_argument("--num_images", "--num-images", type=int, default=5, help="images of each user")
+    number = parser.add_mutually_exclusive_group()
+    number.add_argument("--num_images", "--num-images", type=int, help=f"images of each user (default: {IMAGES})")
+    number.add_argument("--per_training_image", "--per-training-image", type=int, metavar="K",
+                        help="instead: K for each training image of the user that has most, the same for every user")
     parser.add_argument("--seed", type=int, default=SEED)
     for flag, (key,) in FLAGS.items():
         parser.add_argument(f"--{flag}", help=cli.meaning((key,)))
     args = parser.parse_args(argv)
-    images, most = f"--num_images {args.num_images}: must be at", MOST_IMAGES
-    require(args.num_images >= 1, f"{images} least 1")
     require(args.seed >= 0, f"--seed {args.seed}: must be at least 0")
-    require(args.num_images <= most, f"{images} most {most}; take several seeds for more")
     names = trained_users(args.model)
+    num_images = images_of_each(args)
     config = cli.read_config(args, "sample", default=config_path(args.model), more=FLAGS)
     for name in args.users or ():
         knows = f"not a user of this model{nearest(name, names)}; it knows {some(names, 8)}"
@@ -49,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
 
     paths = {
         (user, number): folder / names[user] / f"generated_{number:03d}.png"
-        for user in users for number in range(args.num_images)
+        for user in users for number in range(num_images)
     }  # fmt: skip
     missing = [image for image, path in paths.items() if not path.exists()]
     size = config.sampling.batch_size
@@ -62,6 +66,19 @@ def main(argv: list[str] | None = None) -> None:
     already = f" ({len(paths) - len(missing)} there already)" if len(missing) < len(paths) else ""
     said = f"{counted(len(paths), 'image')} of {counted(len(users), 'user')} in {folder}{already}"
     print(f"{said}; in one picture: {folder}/grid.png")
+
+
+def images_of_each(args: argparse.Namespace) -> int:
+    """How many images of each user are asked for."""
+    flag = "num_images" if args.per_training_image is None else "per_training_image"
+    given = getattr(args, flag)
+    if given is None:
+        return IMAGES
+    times = max(training_images(split_path(args.model)).values()) if flag == "per_training_image" else 1
+    require(given >= 1, f"--{flag} {given}: must be at least 1")
+    most = MOST_IMAGES // times
+    require(given <= most, f"--{flag} {given}: must be at most {most}; take several seeds for more")
+    return given * times
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The built-in data set: micro-Doppler pictures of simulated walkers.
 
-`python -m train.simulate --output_dir FOLDER`
+`python -m train.simulate --output_dir FOLDER`; the same people under other conditions, to judge on:
+`python -m train.simulate --condition carrying --output_dir data/simulated_carrying` (or oblique, or noisy).
 """
 
 import os
@@ -24,6 +25,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--images_per_user", "--images-per-user", type=int, default=100)
     parser.add_argument("--resolution", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--condition", choices=tuple(walkers.CONDITIONS), default="plain",
+                        help="carrying: a backpack; oblique: walking past the radar at 30 to 50 degrees; noisy")
     args = parser.parse_args(argv)
     for flag, least in (("users", 1), ("images_per_user", 1), ("resolution", 8), ("seed", 0)):
         given = getattr(args, flag)
@@ -37,7 +40,8 @@ def main(argv: list[str] | None = None) -> None:
     shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
     try:
         part.mkdir(parents=True)
-        made = walkers.simulate(range(1, args.users + 1), args.images_per_user, args.resolution, args.seed)
+        people, condition = range(1, args.users + 1), walkers.CONDITIONS[args.condition]
+        made = walkers.simulate(people, args.images_per_user, args.resolution, args.seed, condition)
         for folder, name, image in progress(made, total=args.users * args.images_per_user, unit="picture"):
             (part / folder).mkdir(exist_ok=True)
             Image.fromarray(image).save(part / folder / name, compress_level=3)

@@ -183,6 +183,8 @@ CONFIGS = {
         "mine.yaml, line 2: section data: dir is empty; give the folder that holds a folder of images per user",
     'data: {dir: "a\\0b"}':
         'mine.yaml, line 2: data.dir must be text, not the text "a\\x00b", ...a character that no file can hold',
+    "data: {recordings_per_user: 0}":
+        "mine.yaml, line 2: section data: recordings_per_user must be at least 1, or null, not 0",
     "data: {validation_fraction: 1}":
         "mine.yaml, line 2: section data: validation_fraction must lie between 0 and 1, not 1.0",
     "data: {recording_pattern: '('}":
@@ -470,16 +472,19 @@ MODELS = {
         "l/generated: holds images that another model made than l/final_model..."),
     "a split that is none": (lambda: Path(f"{L}/split.json").write_text("{}"), EVALUATE,
         "l/final_model/split.json: is not a saved split; delete it to have it made again"),
+    "a split of an earlier version": (lambda: edit(f"{L}/split.json", held_out=...), EVALUATE,
+        "l/final_model/split.json: was made by an earlier version, ...; train VAE and LDM again, ..."),
     "a generated image truncated": (lambda: truncate("l/generated/ID1/generated_000.png", 100), EVALUATE,
+        "l/generated: 1 of 3 images cannot be read, more than 5%; repair or remove them: "
         "l/generated/ID1/generated_000.png: cannot be read (image file is truncated..."),
     "another VAE for the same run": (lambda: weights(V, lambda w: w["encoder.conv_in.bias"].add_(1)), RESUME_LDM,
-        "l/checkpoints/step_00000003_best: the VAE is not what this run began with..."),
+        "l/checkpoints/step_00000002_best: the VAE is not what this run began with..."),
     "another scale for the same run": (lambda: edit(f"{V}/config.json", scaling_factor=1.01 * scale(V)), RESUME_LDM,
-        "l/checkpoints/step_00000003_best: the VAE is not what this run began with..."),
+        "l/checkpoints/step_00000002_best: the VAE is not what this run began with..."),
     "other images for the same run": (lambda: picture("data/ID1/0.png", 99), RESUME_VAE,
-        "v/checkpoints/step_00000003_best: the data is not what this run began with..."),
+        "v/checkpoints/step_00000002_best: the data is not what this run began with..."),
     "fewer epochs than were trained": (lambda: checkpoint("v", lambda s: s.update(step=9)), RESUME_VAE,
-        "v/checkpoints/step_00000003_best: the run has already taken 9 steps, more than the 3 asked for..."),
+        "v/checkpoints/step_00000002_best: the run has already taken 9 steps, more than the 2 asked for..."),
     "an image more for the same run": (lambda: picture("data/ID1/9.png"), RESUME_VAE,
         "v/split.json: does not fit the images in data: 1 were added, ...the first is ID1/9.png..."),
     "a truncated checkpoint": (lambda: truncate(latest("v") / "state.pt", 5000), RESUME_VAE,
@@ -491,9 +496,9 @@ MODELS = {
     "a checkpoint of another width": (
         lambda: checkpoint("v", lambda s: s["state"]["vae"].update({"encoder.conv_in.bias": torch.ones(9)})),
         RESUME_VAE,
-        "v/checkpoints/step_00000003_best: the vae in it is of another model; use another output_dir"),
+        "v/checkpoints/step_00000002_best: the vae in it is of another model; use another output_dir"),
     "a checkpoint of the other stage": (lambda: swap("v/checkpoints", "l/checkpoints"), RESUME_VAE,
-        "v/checkpoints/step_00000003_best: holds inputs, model, ..., this run inputs, vae, ..."),
+        "v/checkpoints/step_00000002_best: holds inputs, model, ..., this run inputs, vae, ..."),
     "a checkpoint that is not ours": (lambda: checkpoint("v", lambda s: {"epoch": 3}), RESUME_VAE,
         "v/checkpoints: no checkpoint in it is whole; remove it to start from the beginning"),
     "a checkpoint of a list": (lambda: checkpoint("v", lambda s: [1, 2]), RESUME_VAE,
@@ -552,6 +557,8 @@ LINES = {
     f"{VAE} --set data.recording_pattern=^rec":
         "ID1/0.png: data.recording_pattern '^rec' finds no recording in this file's name",
     f"{VAE} --set data.recording_pattern=png": "data: every user has a single recording...",
+    f"{VAE} --set data.recordings_per_user=1":
+        "data: no user has a second image in the recordings that train...; add images, or raise data.recordings_per...",
     f"{VAE} --set vae_loss.perceptual_weight=1 --set vae_loss.perceptual_weights=vgg.pt":
         "vgg.pt: there is no such file",
     f"{LDM} --cross_attention_dim 0":
@@ -589,6 +596,11 @@ LINES = {
         "--steps 1 and --set sampling.spacing=linspace: sampling.steps and sampling.spacing: one step ...",
     f"{SAMPLE} --num_images 0": "--num_images 0: must be at least 1",
     f"{SAMPLE} --num_images 100000000": "--num_images 100000000: must be at most 100000; take several seeds for more",
+    f"{SAMPLE} --num_images 5 --per_training_image 1":
+        "argument --per_training_image/--per-training-image: not allowed with argument --num_images/--num-images",
+    f"{SAMPLE} --per_training_image 0": "--per_training_image 0: must be at least 1",
+    f"{SAMPLE} --per_training_image 33334":
+        "--per_training_image 33334: must be at most 33333; take several seeds for more",
     f"{SAMPLE} --num_images few": "argument --num_images/--num-images: invalid int value: 'few'",
     f"{SAMPLE} --seed -1": "--seed -1: must be at least 0",
     f"{SAMPLE} --resolution 32": "l/final_model: the unet's sample_size is 8, ...is 16; they do not go together",
@@ -599,8 +611,11 @@ LINES = {
     "evaluate --model .": f".: {NO_LDM}",
     "evaluate --model l/final_model": "l/generated/dpm4_guidance1.5_seed0_...",
     "evaluate --model l/final_model --images nowhere":
-        "nowhere: is not a folder that train.sample wrote; make them with ...",
-    "evaluate --model l/final_model --images data": "data: is not a folder that train.sample wrote; make them with ...",
+        "nowhere: holds no image of a user of l/final_model; make some with python -m train.sample --model ...",
+    "evaluate --model l/final_model --images data":
+        "data: holds the real images; give the folder of generated ones as --images",
+    f"{EVALUATE} --seed -1": "--seed -1: must be at least 0",
+    f"{EVALUATE} --test_dir nowhere": "--test_dir nowhere: no such folder; ...",
     f"{EVALUATE} --data_dir nowhere": "nowhere: no such folder; data.dir is what holds a folder of images per user",
     "memcheck --config tiny.yaml --stage train": "argument --stage: invalid choice: 'train' (choose from ...",
     "memcheck --config tiny.yaml --gpu T44": "--gpu T44: not a known card (did you mean T4?): P100, T4, ...",
@@ -610,6 +625,7 @@ LINES = {
     "simulate --output_dir data": "data: is not an empty folder; delete it or name another --output_dir",
     "simulate --output_dir tiny.yaml/new --users 1": "tiny.yaml/new: cannot be made (Not a directory)",
     "simulate --output_dir new --users 0": "--users 0: must be at least 1",
+    "simulate --output_dir new --condition drunk": "argument --condition: invalid choice: 'drunk' ...",
     "simulate --output_dir new --seed -1": "--seed -1: must be at least 0",
     "simulate --output_dir new --resolution 100000":
         "--resolution 100000: must be at most 2253, a picture's radar samples",
@@ -647,13 +663,14 @@ def test_debug_shows_where_a_sentence_comes_from(world, monkeypatch):
 NAMES = ("a b", "a..b", "ID 1.2", "-x", "张伟", "walker 🚶‍♀️", "Žofie", "it's \"me\"", "null", "007")
 
 
+@pytest.mark.usefixtures("short_judgement")
 def test_users_of_any_legal_name_go_through_every_command(tmp_path, monkeypatch, capsys):
     """From the data to the names of the generated files."""
     shutil.copy(Path(__file__).parents[1] / "tiny.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
     for user, name in enumerate(NAMES):
-        for number in range(2):
-            picture(f"my data/{name}/bild {number} 图.png", 2 * user + number)
+        for number in range(3):
+            picture(f"my data/{name}/bild {number} 图.png", 3 * user + number)
     data = "--config tiny.yaml --data_dir 'my data' --set vae_training.num_epochs=1 --num_epochs 1"
     for line in (
         f"vae {data} --output_dir '模型 v'", f"check {data} --vae_path '模型 v/final_model'",
@@ -685,7 +702,7 @@ def test_litter_and_odd_images_do_not_disturb(world, monkeypatch, capsys):
     status, said = call(VAE, monkeypatch, capsys)
     assert (status or 0, said) == (0, "")
     listed = json.loads(Path("new/split.json").read_text())
-    assert len(listed["train"] + listed["validation"]) == 16
+    assert len(listed["train"] + listed["validation"] + listed["held_out"]) == 16
 
 
 # ---- fuzz: bounded and seeded; whatever comes in, success or one sentence

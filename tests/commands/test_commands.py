@@ -309,6 +309,7 @@ def test_a_vae_that_does_not_fit_is_refused(runs, stage, settings, sentence):
     assert not (runs / "x").exists()
 
 
+@pytest.mark.usefixtures("short_judgement")
 def test_samples_are_written_by_user_and_judged(runs, tmp_path, capsys):
     out = tmp_path / "made"
     model = ["--model", str(runs / "l/final_model")]
@@ -326,12 +327,47 @@ def test_samples_are_written_by_user_and_judged(runs, tmp_path, capsys):
         sample.main([*common, "--seed", "5"])
     with pytest.raises(UserError, match="holds images of other sampling"):
         sample.main([*common, "--seed", "4", "--sampler", "ddim"])
-    evaluate.main([*model, "--images", str(out)])
+    evaluate.main([*model, "--images", str(out), "--quick"])
     result = json.loads((out / "evaluation.json").read_text())
-    assert (result["generated_images"], result["real_images"]) == (6, 3)
-    assert "recognised" in capsys.readouterr().out
+    counts = result["data"]
+    assert (counts["generated_images"], counts["training_images"], counts["held_out_images"]) == (6, 18, 3)
+    said = capsys.readouterr().out
+    assert f"\n{result['results']['held_out']['verdict']['sentence']}\n" in said
+    assert "Whether the generated images help cannot be told." in (out / "report.html").read_text()
 
 
+def test_as_many_images_are_made_of_everybody_as_trained(runs, tmp_path, capsys):
+    """Of the user that has most, whoever is asked for; 6 of the 7 images of each train or validate."""
+    shutil.copytree(runs / "l/final_model", tmp_path / "final_model")
+    model = ["--model", str(tmp_path / "final_model"), "--output_dir", str(tmp_path / "made"), "--steps", "2"]
+    sample.main([*model, "--per_training_image", "1"])
+    assert [len(list((tmp_path / "made" / name).iterdir())) for name in USERS] == [6, 6, 6]
+    sample.main([*model, "--num_images", "5"])  # neither flag is a setting: the same images
+    assert "(15 there already)" in capsys.readouterr().out
+    split = json.loads((tmp_path / "final_model/split.json").read_text())
+    less = {side: [name for name in split[side] if side != "train" or not name.startswith("ID1/")] for side in split}
+    (tmp_path / "final_model/split.json").write_text(json.dumps(less | {"settings": split["settings"]}))
+    sample.main([*model, "--per_training_image", "2", "--users", "ID1"])
+    assert [len(list((tmp_path / "made" / name).iterdir())) for name in USERS] == [12, 6, 6]
+
+
+@pytest.mark.usefixtures("short_judgement")
+def test_any_folder_of_images_by_user_is_judged_and_left_alone(runs, tmp_path, capsys):
+    """As are other conditions, with a subset of the users; both have a verdict of their own."""
+    made, other = make_images(tmp_path / "made", 2), make_images(tmp_path / "other", 2)
+    shutil.rmtree(other / "ID2")
+    shutil.copytree(runs / "l/final_model", tmp_path / "l/final_model")
+    before = contents(made), contents(other)
+    evaluate.main(["--model", str(tmp_path / "l/final_model"), "--images", str(made), "--test_dir", str(other)])
+    assert (contents(made), contents(other)) == before
+    result = json.loads((tmp_path / "l/evaluations/made/evaluation.json").read_text())
+    assert {name: len(one["users"]) for name, one in result["results"].items()} == {"held_out": 3, "test_dir": 2}
+    said = capsys.readouterr().out
+    for one in result["results"].values():
+        assert one["verdict"]["sentence"] in said
+
+
+@pytest.mark.usefixtures("short_judgement")
 def test_each_sampling_has_its_own_folder_and_evaluate_finds_it(runs, tmp_path, capsys):
     """`make train-ldm` after more epochs, and another seed: nothing is refused, and nothing written over."""
     shutil.copytree(runs / "l/final_model", tmp_path / "final_model")
@@ -352,7 +388,7 @@ def test_each_sampling_has_its_own_folder_and_evaluate_finds_it(runs, tmp_path, 
         (new,) = set((tmp_path / "generated").iterdir()) - set(made)
         assert str(new) in capsys.readouterr().out
         made.append(new)
-    evaluate.main(model)
+    evaluate.main([*model, "--quick"])
     assert [(folder / "evaluation.json").is_file() for folder in made] == [False] * 4 + [True]
     with pytest.raises(UserError, match="holds images that another model made"):
         evaluate.main([*model, "--images", str(made[0])])

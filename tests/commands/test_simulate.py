@@ -25,6 +25,23 @@ def test_file_names_carry_the_recording(tmp_path):
         np.testing.assert_array_equal(np.asarray(image), list(walkers.pictures_of_recording(0, 2, 2, 32))[1])
 
 
+def test_another_condition_has_the_same_names_and_other_pictures(tmp_path):
+    few = ["--users", "2", "--images-per-user", "2", "--resolution", "32"]
+    made = {}
+    for condition in ([], ["--condition", "plain"], *(["--condition", name] for name in walkers.CONDITIONS)):
+        folder = tmp_path / f"data{len(made)}"
+        simulate.main([*few, "--output_dir", str(folder), *condition])
+        made[folder] = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.png")}
+    plain, again, *conditions = made.values()
+    assert plain == again == conditions[0]
+    assert all(other.keys() == plain.keys() for other in conditions)
+    pictures = [picture for other in conditions for picture in other.values()]
+    assert len(set(pictures)) == len(pictures) == 4 * len(plain)
+    with Image.open(tmp_path / "data3/ID2/rec01_01.png") as image:
+        carrying = walkers.pictures_of_recording(0, 2, 1, 32, walkers.CONDITIONS["carrying"])
+        np.testing.assert_array_equal(np.asarray(image), list(carrying)[1])
+
+
 def test_a_folder_that_is_not_empty_is_refused_and_untouched(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="is not an empty folder"):

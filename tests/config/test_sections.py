@@ -13,6 +13,7 @@ from train.config.sections import BUILT_IN_RECORDING, DataConfig, GenerationConf
     [
         ({"resolution": 4}, "resolution must be at least 8"),
         ({"channels": 2}, "channels must be 1 or 3"),
+        ({"recordings_per_user": 0}, "recordings_per_user must be at least 1"),
         ({"validation_fraction": 0.0}, "validation_fraction must lie between 0 and 1"),
         ({"validation_fraction": 1.0}, "validation_fraction must lie between 0 and 1"),
         ({"recording_pattern": "("}, r"recording_pattern '\(' is no regular expression"),

@@ -25,7 +25,7 @@ def vae():
 def cache(vae, data, folder) -> str:
     """The name of the file that the moments come from."""
     before = set(folder.glob("*"))
-    cached_moments(vae, data, folder, CPU)
+    cached_moments(vae, data, torch.arange(len(data)), folder, CPU)
     names = {path.name for path in set(folder.glob("*")) - before}
     return names.pop() if names else ""
 
@@ -103,7 +103,7 @@ def test_latents_of_a_scale_far_from_one_are_refused(factor, sane):
 def test_latents_from_the_cache_are_those_encoded_in_the_loop(tmp_path, vae, precision):
     """Also inside of the autocast of a training step."""
     data = tiny_images(20)
-    moments = cached_moments(vae, data, tmp_path, CPU)
+    moments = cached_moments(vae, data, torch.arange(len(data)), tmp_path, CPU)
     sources = [LatentSource(vae, data, source, CPU) for source in (moments, None)]
     rows, noise = torch.tensor([19, 3, 3, 0, 17]), torch.randn(5, *sources[0].shape)
     with torch.autocast("cpu", dtype=precision or torch.bfloat16, enabled=precision is not None):
@@ -111,6 +111,22 @@ def test_latents_from_the_cache_are_those_encoded_in_the_loop(tmp_path, vae, pre
     assert cached.dtype == encoded.dtype == torch.float32
     # Encoded in batches of other sizes: some 20 layers round values of about 3 by 2^-24 of them, fp16 by 2^-11.
     torch.testing.assert_close(cached, encoded, rtol=0, atol=1e-4)
+
+
+def test_only_the_rows_asked_for_are_cached_and_found_by_row(tmp_path, vae):
+    """What the others look like does not matter, and none of them is taken for one that is cached."""
+    data, rows = tiny_images(20), torch.tensor([2, 3, 7, 11, 17])
+    moments = cached_moments(vae, data, rows, tmp_path, CPU)
+    assert moments.shape[0] == 5
+    sources = [LatentSource(vae, data, moments, CPU, rows=rows), LatentSource(vae, data, None, CPU)]
+    asked, noise = torch.tensor([11, 2, 17, 7, 2]), torch.randn(5, *sources[0].shape)
+    torch.testing.assert_close(*(source.latents(asked, NO_FLIPS, noise) for source in sources), rtol=0, atol=1e-4)
+    for other in (0, 4, 16, 18, 19):
+        with pytest.raises(IndexError):
+            sources[0].latents(torch.tensor([other]), NO_FLIPS[:, :1], noise[:1])
+    data.images[torch.tensor([0, 4, 19])] = 255
+    assert torch.equal(cached_moments(vae, data, rows, tmp_path, CPU), moments)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_the_cache_file_grows_batch_by_batch_as_it_is_written(tmp_path, vae, monkeypatch):
@@ -123,7 +139,7 @@ def test_the_cache_file_grows_batch_by_batch_as_it_is_written(tmp_path, vae, mon
             yield moments
 
     monkeypatch.setattr(module, "encode_moments", watched)
-    moments = cached_moments(vae, data, tmp_path, CPU)
+    moments = cached_moments(vae, data, torch.arange(len(data)), tmp_path, CPU)
     assert max(sizes) < moments.nbytes
     expected = torch.cat(list(encode_moments(vae, data, torch.arange(40), CPU)))
     assert torch.equal(moments, expected)
@@ -153,10 +169,10 @@ def test_a_flipped_image_has_the_latents_of_the_flipped_pixels(vae):
 
 def test_the_vae_looks_at_each_image_once(tmp_path, vae, monkeypatch):
     data = tiny_images(20)
-    first = cached_moments(vae, data, tmp_path, CPU)
+    first = cached_moments(vae, data, torch.arange(len(data)), tmp_path, CPU)
     assert first.shape == (20, 2, 4, 8, 8)
     monkeypatch.setattr(vae, "encode", None)
-    assert torch.equal(cached_moments(vae, data, tmp_path, CPU), first)
+    assert torch.equal(cached_moments(vae, data, torch.arange(len(data)), tmp_path, CPU), first)
 
 
 def test_other_weights_settings_or_images_have_their_own_cache(tmp_path, vae):
@@ -200,16 +216,16 @@ def test_encoding_that_is_interrupted_leaves_no_cache(tmp_path, vae, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(module, "encode_moments", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            cached_moments(vae, data, tmp_path, CPU)
+            cached_moments(vae, data, torch.arange(len(data)), tmp_path, CPU)
     assert list(tmp_path.iterdir()) == []
-    assert (cached_moments(vae, data, tmp_path, CPU)[-1, 1] > 0).all()
+    assert (cached_moments(vae, data, torch.arange(len(data)), tmp_path, CPU)[-1, 1] > 0).all()
 
 
 def test_changing_the_cached_tensor_does_not_change_its_file(tmp_path, vae):
     data = tiny_images(6)
-    moments = cached_moments(vae, data, tmp_path, CPU)
+    moments = cached_moments(vae, data, torch.arange(len(data)), tmp_path, CPU)
     before = moments.clone()
     moments.zero_()
-    assert torch.equal(cached_moments(vae, data, tmp_path, CPU), before)
+    assert torch.equal(cached_moments(vae, data, torch.arange(len(data)), tmp_path, CPU), before)
     (path,) = tmp_path.iterdir()
     assert np.array_equal(np.load(path), before.numpy())

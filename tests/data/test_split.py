@@ -1,6 +1,9 @@
-"""Laws of the split into training and validation images."""
+"""Laws of the split into images that train, that validate and that are held out."""
 
 import json
+from collections import Counter, defaultdict
+from dataclasses import replace
+from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
@@ -9,28 +12,34 @@ import torch
 from train.base.errors import UserError
 from train.config.sections import DataConfig
 from train.data.dataset import UserImages
-from train.data.split import fingerprint, load_split, make_split, save_split
+from train.data.split import SIDES, fingerprint, load_split, make_split, save_split, training_images
 
-BY_RECORDING = DataConfig(recording_pattern=r"_r(\d+)_", validation_fraction=0.2)
+PATTERN = r"_r(\d+)_"
+BY_RECORDING = DataConfig(recording_pattern=PATTERN, validation_fraction=0.2)
+TWO_TRAIN = DataConfig(recording_pattern=PATTERN, validation_fraction=0.2, recordings_per_user=2)
 BY_FILE = DataConfig(dir="walks")
 
 
 def images(users: int = 3, recordings: int = 10, windows: int = 4, without: str = "") -> UserImages:
     """A data set of names only: `ID1/walk_r0_w0.png`, ..., of one black pixel each."""
-    paths = [
+    names = [
         f"ID{user + 1}/walk_r{r}_w{w}.png"
         for user in range(users)
         for r in range(recordings)
         for w in range(windows)
         if f"ID{user + 1}/walk_r{r}_w{w}.png" != without
     ]
-    user_index = torch.tensor([int(path[2 : path.index("/")]) - 1 for path in paths])
-    pixels = torch.zeros(len(paths), 1, 1, 1, dtype=torch.uint8)
-    return UserImages(pixels, user_index, [f"ID{user + 1}" for user in range(users)], paths)
+    user_index = torch.tensor([int(path[2 : path.index("/")]) - 1 for path in names])
+    pixels = torch.zeros(len(names), 1, 1, 1, dtype=torch.uint8)
+    return UserImages(pixels, user_index, [f"ID{user + 1}" for user in range(users)], names)
+
+
+def paths(data: UserImages, config: DataConfig, side: str) -> set[str]:
+    return {data.paths[row] for row in getattr(make_split(data, config), side).tolist()}
 
 
 def held_out(data: UserImages, config: DataConfig) -> set[str]:
-    return {data.paths[row] for row in make_split(data, config).validation.tolist()}
+    return paths(data, config, "held_out")
 
 
 def recordings_of(paths: set[str]) -> set[str]:
@@ -44,30 +53,97 @@ def refused(call, *args) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("config", [BY_RECORDING, BY_FILE])
+@pytest.mark.parametrize("config", [BY_RECORDING, BY_FILE, TWO_TRAIN])
 def test_every_image_is_on_exactly_one_side(config):
     data = images()
     split = make_split(data, config)
-    assert sorted(split.train.tolist() + split.validation.tolist()) == list(range(len(data)))
+    sides = [split.train.tolist(), split.validation.tolist(), split.held_out.tolist()]
+    assert sorted(chain(*sides)) == list(range(len(data)))
+    assert all(side == sorted(side) for side in sides)
+    assert split.training.tolist() == sorted(sides[0] + sides[1])
 
 
-def test_no_recording_is_on_both_sides():
+@pytest.mark.parametrize("config", [BY_RECORDING, TWO_TRAIN])
+def test_no_recording_trains_and_is_held_out(config):
     data = images()
-    validation = held_out(data, BY_RECORDING)
-    assert not recordings_of(validation) & recordings_of(set(data.paths) - validation)
+    out = held_out(data, config)
+    assert not recordings_of(out) & recordings_of(set(data.paths) - out)
 
 
-def test_every_user_is_on_both_sides_with_the_share_asked_for():
+def test_every_user_is_on_every_side_with_the_share_asked_for():
     data = images()
     split = make_split(data, BY_RECORDING)
-    assert data.user_index[split.validation].bincount().tolist() == [8, 8, 8]  # 2 of 10 recordings, 4 windows
-    assert data.user_index[split.train].bincount().tolist() == [32, 32, 32]
+    assert data.user_index[split.held_out].bincount().tolist() == [8, 8, 8]  # 2 of 10 recordings, 4 windows
+    assert data.user_index[split.validation].bincount().tolist() == [6, 6, 6]  # a fifth of the 32 others
+    assert data.user_index[split.train].bincount().tolist() == [26, 26, 26]
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.999])
 def test_two_recordings_are_one_on_each_side_for_any_fraction(fraction):
-    config = DataConfig(recording_pattern=r"_r(\d+)_", validation_fraction=fraction)
-    assert make_split(images(recordings=2), config).validation.numel() == 3 * 4
+    config = DataConfig(recording_pattern=PATTERN, validation_fraction=fraction)
+    assert make_split(images(recordings=2), config).held_out.numel() == 3 * 4
+
+
+# ---- how many recordings train
+
+
+@pytest.mark.parametrize(("asked_for", "train"), [(1, 1), (2, 2), (9, 9), (10, 9), (99, 9)])
+def test_so_many_recordings_train_but_one_at_least_is_held_out(asked_for, train):
+    config = replace(TWO_TRAIN, recordings_per_user=asked_for)
+    assert len(recordings_of(paths(images(), config, "training"))) == 3 * train
+
+
+def test_more_training_recordings_are_the_same_and_others():
+    trained = [
+        recordings_of(paths(images(), replace(BY_RECORDING, recordings_per_user=asked_for), "training"))
+        for asked_for in (1, 2, 3, 5, None, 9)  # None: 8
+    ]
+    assert all(fewer < more for fewer, more in pairwise(trained))
+
+
+# ---- what validates
+
+
+def test_validation_takes_the_last_images_of_as_few_recordings_as_can_be():
+    """In natural order: w10 comes after w9."""
+    data = images(users=5, recordings=4, windows=12)
+    by_user = defaultdict(list)
+    for path in paths(data, TWO_TRAIN, "validation"):
+        by_user[path.partition("/")[0]].append(path)
+    assert len(by_user) == 5
+    for own in by_user.values():  # a fifth of 24
+        assert len(recordings_of(set(own))) == 1
+        assert {path.rpartition("_")[2] for path in own} == {f"w{w}.png" for w in (7, 8, 9, 10, 11)}
+    most = replace(TWO_TRAIN, validation_fraction=0.75)  # 18 of 24: one recording, and the end of the other
+    windows = Counter(path.rpartition("_")[2] for path in paths(data, most, "validation"))
+    assert windows == Counter({f"w{w}.png": 5 * (1 + (w >= 6)) for w in range(12)})
+
+
+def test_the_recording_that_validates_stays_as_more_of_them_train():
+    validating = [
+        recordings_of(paths(images(), replace(BY_RECORDING, recordings_per_user=asked_for), "validation"))
+        for asked_for in (1, 2, 5)
+    ]
+    assert validating[0] == validating[1]
+    assert validating[0] <= validating[2]
+
+
+def test_a_users_single_training_image_trains():
+    one, two = images(users=1, recordings=2, windows=1), images(users=2, recordings=2, windows=2)
+    names = [*one.paths, *(path for path in two.paths if path.startswith("ID2"))]
+    data = UserImages(two.images[:6], torch.tensor([0, 0, 1, 1, 1, 1]), two.user_names, names)
+    split = make_split(data, TWO_TRAIN)
+    assert data.user_index[split.train].tolist() == [0, 1]
+    assert data.user_index[split.validation].tolist() == [1]
+    assert data.user_index[split.held_out].tolist() == [0, 1, 1]
+
+
+def test_users_of_one_training_image_each_are_refused():
+    message = refused(make_split, images(recordings=3, windows=1), replace(TWO_TRAIN, recordings_per_user=1))
+    assert "no user has a second image in the recordings that train, so none is left to validate with" in message
+
+
+# ---- what the choice depends on
 
 
 def test_recordings_of_the_same_name_of_two_users_are_two(capsys):
@@ -79,23 +155,25 @@ def test_recordings_of_the_same_name_of_two_users_are_two(capsys):
 
 
 def test_without_a_group_the_whole_match_is_the_recording():
-    whole = DataConfig(recording_pattern=r"(?<=_r)\d+(?=_)", validation_fraction=0.2)
+    whole = replace(BY_RECORDING, recording_pattern=r"(?<=_r)\d+(?=_)")
     assert held_out(images(), whole) == held_out(images(), BY_RECORDING)
 
 
 def test_the_split_depends_on_names_and_seed_not_on_file_order():
     data = images()
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()
-    paths = [data.paths[row] for row in order]
-    shuffled = UserImages(data.images, data.user_index[order], data.user_names, paths)
+    names = [data.paths[row] for row in order]
+    shuffled = UserImages(data.images, data.user_index[order], data.user_names, names)
     assert held_out(shuffled, BY_RECORDING) == held_out(data, BY_RECORDING)
-    other_seed = DataConfig(recording_pattern=r"_r(\d+)_", validation_fraction=0.2, seed=1)
-    assert held_out(data, other_seed) != held_out(data, BY_RECORDING)
+    assert paths(shuffled, BY_RECORDING, "validation") == paths(data, BY_RECORDING, "validation")
+    assert held_out(data, replace(BY_RECORDING, seed=1)) != held_out(data, BY_RECORDING)
 
 
-def test_a_new_recording_moves_at_most_one_other_per_user():
-    before = recordings_of(held_out(images(recordings=10), BY_RECORDING))
-    after = recordings_of(held_out(images(recordings=11), BY_RECORDING))
+@pytest.mark.parametrize("config", [BY_RECORDING, TWO_TRAIN])
+def test_a_new_recording_moves_at_most_one_other_per_user(config):
+    before, after = (recordings_of(held_out(images(recordings=count), config)) for count in (10, 11))
+    assert len(before - after) <= 3
+    before, after = (recordings_of(paths(images(recordings=count), config, "training")) for count in (10, 11))
     assert len(before - after) <= 3
 
 
@@ -103,11 +181,11 @@ def test_a_user_with_a_single_recording_trains_and_is_named(capsys):
     data = images(users=2, recordings=2)
     data.paths[8:] = [f"ID2/walk_r0_w{n}.png" for n in range(8)]
     split = make_split(data, BY_RECORDING)
-    assert (data.user_index[split.train] == 1).sum() == 8
-    assert "one recording only, hence no validation: ID2" in capsys.readouterr().err
+    assert (data.user_index[split.training] == 1).sum() == 8
+    assert "one recording only, hence nothing of it is held out: ID2" in capsys.readouterr().err
 
 
-def test_nothing_to_validate_with_is_refused():
+def test_nothing_to_hold_out_is_refused():
     assert "every user has a single recording" in refused(make_split, images(recordings=1), BY_RECORDING)
 
 
@@ -126,11 +204,13 @@ def test_a_saved_split_is_read_back_as_the_same_rows(tmp_path):
     split = make_split(data, BY_RECORDING)
     save_split(tmp_path / "split.json", split, data, BY_RECORDING)
     again = load_split(tmp_path / "split.json", data, BY_RECORDING)
-    assert torch.equal(again.train, split.train)
-    assert torch.equal(again.validation, split.validation)
-    assert again.train.dtype == torch.int64
+    for side in SIDES:
+        assert torch.equal(getattr(again, side), getattr(split, side))
+        assert getattr(again, side).dtype == torch.int64
     saved = json.loads((tmp_path / "split.json").read_text())
-    assert saved["settings"] == {"recording_pattern": r"_r(\d+)_", "validation_fraction": 0.2, "seed": 0}
+    assert saved["settings"] == {
+        "recording_pattern": PATTERN, "recordings_per_user": None, "validation_fraction": 0.2, "seed": 0
+    }  # fmt: skip
     assert saved["train"][0].startswith("ID1/walk_r")
 
 
@@ -149,28 +229,48 @@ def test_a_split_of_other_files_is_refused_and_names_one(saved):
 
 
 def test_a_split_of_other_settings_is_refused(saved):
-    other = DataConfig(recording_pattern=r"_r(\d+)_", validation_fraction=0.3)
-    message = refused(load_split, saved, images(), other)
+    message = refused(load_split, saved, images(), replace(BY_RECORDING, validation_fraction=0.3))
     assert "was made with data.validation_fraction 0.2, not 0.3" in message
+    assert "was made with data.recordings_per_user None, not 2" in refused(load_split, saved, images(), TWO_TRAIN)
+
+
+def test_a_split_of_an_earlier_version_is_refused_as_such(saved):
+    old = json.loads(saved.read_text())
+    old["validation"] += old.pop("held_out")
+    del old["settings"]["recordings_per_user"]
+    saved.write_text(json.dumps(old))
+    message = refused(load_split, saved, images(), BY_RECORDING)
+    assert "split.json: was made by an earlier version, which held no recordings out of training; train VAE" in message
 
 
 def test_an_edited_split_must_stay_a_split(saved):
     good = json.loads(saved.read_text())
-    everything = sorted(good["train"] + good["validation"])
-    for train, validation, expected in (
-        (good["train"] + good["validation"][:1], good["validation"], "does not fit"),
-        (everything, [], "one side of the split is empty"),
-        (None, good["validation"], "is not a saved split"),
-        ([1], good["validation"], "does not fit"),
+    everything = sorted(chain(*(good[side] for side in SIDES)))
+    for changed, expected in (
+        ({"train": good["train"] + good["validation"][:1]}, "does not fit"),
+        ({"train": good["train"] + good["held_out"][:1]}, "does not fit"),
+        ({"train": everything, "validation": [], "held_out": []}, "one side of the split is empty"),
+        ({"train": good["train"] + good["validation"], "validation": []}, "one side of the split is empty"),
+        ({"train": None}, "is not a saved split"),
+        ({"held_out": None}, "is not a saved split"),
+        ({"train": [1]}, "does not fit"),
     ):
-        saved.write_text(json.dumps({**good, "train": train, "validation": validation}))
+        saved.write_text(json.dumps(good | changed))
         assert expected in refused(load_split, saved, images(), BY_RECORDING)
+
+
+def test_a_saved_split_tells_how_many_images_of_a_user_train(tmp_path):
+    data = images(without="ID2/walk_r3_w1.png")
+    save_split(tmp_path / "split.json", split := make_split(data, BY_RECORDING), data, BY_RECORDING)
+    counts = data.user_index[split.training].bincount().tolist()
+    assert training_images(tmp_path / "split.json") == dict(zip(data.user_names, counts, strict=True))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"settings": 3}', "{"])
 def test_a_file_that_is_no_split_is_refused_by_name(tmp_path, text):
     (tmp_path / "split.json").write_text(text)
     assert "split.json" in refused(load_split, tmp_path / "split.json", images(), BY_RECORDING)
+    assert "split.json" in refused(training_images, tmp_path / "split.json")
     assert "none.json" in refused(load_split, tmp_path / "none.json", images(), BY_RECORDING)
 
 
@@ -186,6 +286,8 @@ def test_the_fingerprint_sees_pixels_names_users_and_split():
         fingerprint(UserImages(data.images, data.user_index, renamed, data.paths), split),
         fingerprint(UserImages(data.images, data.user_index.flip(0), data.user_names, data.paths), split),
         fingerprint(UserImages(data.images, data.user_index, data.user_names, data.paths[::-1]), split),
-        fingerprint(data, make_split(data, DataConfig(dir="walks", seed=1))),
+        fingerprint(data, replace(split, train=split.held_out, held_out=split.train)),
+        fingerprint(data, replace(split, train=split.validation, validation=split.train)),
+        fingerprint(data, replace(split, validation=split.held_out, held_out=split.validation)),
     ]
-    assert len({same, *others}) == 6
+    assert len({same, *others}) == 8

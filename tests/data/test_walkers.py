@@ -201,3 +201,136 @@ def test_pictures_do_not_depend_on_the_number_of_users_or_images():
         np.testing.assert_array_equal(image, many[key])
     other_seed = next(sim.simulate([2], 1, 32, seed=2))[2]
     assert (other_seed != few["ID2", "rec01_00.png"]).any()
+
+
+# ---- other conditions
+
+PEOPLE = range(1, 32)
+CARRYING, OBLIQUE, NOISY = (sim.CONDITIONS[name] for name in ("carrying", "oblique", "noisy"))
+
+
+def drawn(condition, recordings=range(1, 11)):
+    """The recordings of every person under a condition."""
+    return [sim.draw_recording(0, person, number, condition)[0] for person in PEOPLE for number in recordings]
+
+
+def through_a_cycle(person):
+    """Centres and axes of the scatterers, S x 3 x 1001 each, at the same phases whatever the speed."""
+    recording = sim.Recording()
+    return sim.walk(person, recording, np.linspace(0, sim.cycle_seconds(person, recording), 1001))
+
+
+def angles(axes, segment):
+    """In the walking plane, from the vertical downwards to ahead: 2 x N (right, left) or 1 x N, rad."""
+    own = segment == sim.SEGMENT
+    return np.unwrap(np.arctan2(axes[own, 0], -axes[own, 2]))
+
+
+def test_no_recording_is_one_of_another_condition():
+    phases = [recording.phase for condition in sim.CONDITIONS.values() for recording in drawn(condition)]
+    assert len(set(phases)) == len(phases) == 4 * 31 * 10
+    noises = [sim.draw_recording(0, 3, 1, condition)[1].standard_normal() for condition in sim.CONDITIONS.values()]
+    assert len(set(noises)) == 4
+
+
+@pytest.mark.parametrize("name", ["plain", "oblique", "noisy"])
+def test_the_same_people_are_seen_under_other_conditions(name):
+    for number in PEOPLE:
+        assert sim.CONDITIONS[name].of(sim.draw_person(0, number)) == sim.draw_person(0, number)
+
+
+@pytest.mark.parametrize("name", ["plain", "carrying", "noisy"])
+def test_azimuth_and_noise_are_as_ever_but_where_they_are_meant(name):
+    recordings = drawn(sim.CONDITIONS[name])
+    assert max(abs(recording.azimuth) for recording in recordings) <= math.radians(20)
+    if name != "noisy":
+        assert all(24 <= recording.snr <= 34 for recording in recordings)
+
+
+@pytest.mark.parametrize("number", [1, 8, 31])
+def test_who_carries_swings_the_arms_less_by_the_factor(number):
+    """Than at the same speed without a load; the legs do what they did."""
+    person = sim.draw_person(0, number)
+    slower = dataclasses.replace(person, speed=0.9 * person.speed)
+    plain, carrying = (through_a_cycle(one)[1] for one in (slower, CARRYING.of(person)))
+    for segment in (sim.UPPER_ARM, sim.LOWER_ARM):
+        np.testing.assert_allclose(angles(carrying, segment), 0.4 * angles(plain, segment), atol=1e-12)
+        assert np.ptp(angles(plain, segment), axis=1).min() > 0.1
+    for segment in (sim.THIGH, sim.SHANK, sim.FOOT):
+        np.testing.assert_allclose(angles(carrying, segment), angles(plain, segment), atol=1e-12)
+
+
+@pytest.mark.parametrize("number", [1, 8, 31])
+def test_who_carries_leans_forward_by_eight_degrees_more(number):
+    person = sim.draw_person(0, number)
+    plain, carrying = (angles(through_a_cycle(one)[1], sim.TORSO) for one in (person, CARRYING.of(person)))
+    np.testing.assert_allclose(plain - carrying, math.radians(8), atol=1e-12)  # from the vertical down: pi - lean
+
+
+def test_who_carries_walks_at_nine_tenths_of_the_speed():
+    """With the model's own cycle, which grows as 1 / sqrt(speed)."""
+    for number in PEOPLE:
+        person, recording = sim.draw_person(0, number), sim.Recording()
+        cycles = [sim.cycle_seconds(one, recording) for one in (person, CARRYING.of(person))]
+        assert cycles[1] == pytest.approx(cycles[0] / math.sqrt(0.9))
+        torso = through_a_cycle(CARRYING.of(person))[0][sim.SEGMENT == sim.TORSO][0, 0]
+        assert (torso[-1] - torso[0]) / cycles[1] == pytest.approx(0.9 * person.speed)
+
+
+@pytest.mark.parametrize("number", PEOPLE)
+def test_who_carries_stays_in_the_picture(number):
+    greatest = speeds(CARRYING.of(sim.draw_person(0, number)), sim.Recording(pace=1.05)).max()
+    assert 2 * greatest / sim.WAVELENGTH < doppler_axis(128)[0]
+
+
+def test_a_load_echoes_as_a_sphere_that_rides_on_the_back():
+    """Power pi r^2 from every side; on the spine's side away from the walk, as far as the torso is deep, and r."""
+    loaded = CARRYING.of(sim.draw_person(0, 4))
+    t = np.linspace(0, 1, 2001)
+    for recording in (sim.Recording(), sim.Recording(phase=0.4, azimuth=0.7, elevation=0.1)):
+        load = sim.echo(loaded, recording, t) - sim.echo(dataclasses.replace(loaded, load=0.0), recording, t)
+        np.testing.assert_allclose(np.abs(load) ** 2, np.pi * 0.2**2, rtol=1e-9)
+        centres, axes = sim.walk(loaded, recording, t)
+        torso, spine = centres[sim.SEGMENT == sim.TORSO][0], axes[sim.SEGMENT == sim.TORSO][0]
+        away = sim.load_centre(loaded, centres, axes) - torso
+        np.testing.assert_allclose((away * spine).sum(0), 0, atol=1e-12)
+        np.testing.assert_allclose(np.linalg.norm(away, axis=0), 0.2 + loaded.girth * loaded.height * 0.12 / 1.75)
+        assert (away[0] < 0).all()
+        flat = math.cos(recording.elevation)
+        sight = [flat * math.cos(recording.azimuth), flat * math.sin(recording.azimuth), math.sin(recording.elevation)]
+        nearing = np.diff(np.einsum("dn,d->n", torso + away, sight))
+        phase = np.diff(np.unwrap(np.angle(load)))
+        np.testing.assert_allclose(phase, 4 * np.pi / sim.WAVELENGTH * nearing, atol=1e-9)
+
+
+def test_who_walks_past_the_radar_does_so_at_30_to_50_degrees():
+    magnitudes = np.degrees([abs(recording.azimuth) for recording in drawn(OBLIQUE)])
+    assert 30 <= magnitudes.min() < 32
+    assert 48 < magnitudes.max() <= 50
+    right = sum(recording.azimuth < 0 for recording in drawn(OBLIQUE))
+    assert 120 < right < 190  # of 310: to both sides
+
+
+@pytest.mark.parametrize("person", [1, 2, 3, 4, 5])
+def test_an_oblique_torso_line_lies_at_2v_cos_over_lambda(person):
+    """Of the model's walker, whose torso sways once per step; within one bin."""
+    recording = dataclasses.replace(sim.draw_recording(0, person, 1, OBLIQUE)[0], unsteadiness=0)
+    columns = round(sim.cycle_seconds(MODEL, recording) * sim.SAMPLE_RATE / HOP)
+    brightest = clean_spectrogram(MODEL, recording)[:, :columns].argmax(0)
+    along = math.cos(recording.azimuth) * math.cos(recording.elevation)
+    doppler = 2 * MODEL.speed * recording.pace * along / sim.WAVELENGTH
+    assert abs(doppler_axis(128)[brightest].mean() - doppler) < BIN
+
+
+def test_a_noisy_recording_has_a_measured_snr_of_10_to_18_db():
+    t = np.arange(10 * sim.PICTURE_SAMPLES) / sim.SAMPLE_RATE
+    asked, measured = [], []
+    for person in PEOPLE:
+        recording, rng = sim.draw_recording(0, person, 1, NOISY)
+        signal = sim.echo(sim.draw_person(0, person), recording, t)
+        noise = sim.add_noise(signal, recording.snr, rng) - signal
+        asked.append(recording.snr)
+        measured.append(10 * np.log10(np.mean(np.abs(signal) ** 2) / np.mean(np.abs(noise) ** 2)))
+    np.testing.assert_allclose(measured, asked, atol=0.2)
+    assert 10 <= min(asked) < 11
+    assert 17 < max(asked) <= 18

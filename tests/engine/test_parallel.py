@@ -217,7 +217,8 @@ def test_only_the_first_process_writes(ranks):
 
 
 def test_only_the_first_process_speaks(two):
-    assert two.stdout.count("LDM: 15 images of 3 users, 6 steps") == 4  # runs
+    begun = "LDM: 3 users; 15 images to train with, 3 to validate with, 3 of other recordings held out; 6 steps on cpu"
+    assert two.stdout.count(begun) == 4  # runs
     assert two.stderr.count("LDM: going on after step 4 of 6") == 1
     assert two.stderr.count("LDM: 100%") == two.stderr.count("| 6/6 ") == 2
 

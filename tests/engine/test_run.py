@@ -122,11 +122,12 @@ def test_a_run_watches_memory_after_each_step_and_exports_once(tmp_path, capsys)
         assert precision == "no"
         return lambda: watched.append(trainer.step)
 
-    for steps in ([1, 2, 3], []):  # the second time there is no step left
+    for steps in ([1, 2], []):  # the second time there is no step left
         watched.clear()
         run(config_of(tmp_path), Exporting, watch=watch)
         assert exported.pop() == watched == steps
         assert exported == []
         said = capsys.readouterr().out
-        assert "of 3 users, 3 steps on cpu" in said
+        assert "3 users; 6 images to train with, 3 to validate with, 3 of other" in said
+        assert "; 2 steps on cpu" in said
         assert said.endswith("exported\n")

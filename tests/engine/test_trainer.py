@@ -65,7 +65,7 @@ class ProblemStage:
         self.learner = adamw_learner(
             self.problem, FALLING, scaler(scaled, init_scale=2.0**20), max_grad_norm=max_grad_norm
         )
-        self.split = Split(train=torch.arange(6), validation=torch.arange(0))
+        self.split = Split(train=torch.arange(6), validation=torch.arange(0), held_out=torch.arange(0))
         self.attempts, self.hashed, self.data = itertools.count(), 0, data
         self.asked, self.validated, self.rates = [], [], []
 

@@ -51,7 +51,8 @@ def test_a_trace_runs_the_very_class_that_training_runs(command, stage, monkeypa
     monkeypatch.setattr(command, "train_stage", lambda stage_class, *_: trained.append(stage_class))
     command.main(["--config", "configs/demo.yaml"])
     scenario = Scenario(config_of("demo"), stage.name, validates=False)
-    assert trained == [stage]
+    (used,) = trained  # the VAE's has judges besides, who come between the steps
+    assert all(getattr(used, name) is getattr(stage, name) for name in ("build", "draw", "losses", "after_step"))
     assert type(blank_stage(scenario)) is stage
 
     forget_traces()

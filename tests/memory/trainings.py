@@ -25,6 +25,6 @@ def tiny_trainer(stage: str, folder: Path, *settings: str) -> Trainer:
     made = VAEStage(config, data, vae.train(), None) if stage == "vae" else LDMStage(config, data, vae)
     made.build(CPU, "no")
     rows = torch.arange(len(data.images))
-    made.split = Split(train=rows[:TRAINING_IMAGES], validation=rows[TRAINING_IMAGES:])
+    made.split = Split(train=rows[:TRAINING_IMAGES], validation=rows[TRAINING_IMAGES:], held_out=rows[:0])
     made.begin(folder)
     return Trainer(made, MicroBatch(made.training, made.training.batch_size), CPU)

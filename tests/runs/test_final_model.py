@@ -57,7 +57,7 @@ def test_a_vae_comes_back_with_its_config_split_and_statistics(tmp_path):
     assert same_weights(vae, saved)
     assert Config.read(config_path(tmp_path)) == config
     split = load_split(split_path(tmp_path), data, config.data)
-    assert torch.equal(split.validation, make_split(data, config.data).validation)
+    assert torch.equal(split.held_out, make_split(data, config.data).held_out)
     assert json.loads((tmp_path / "latent_statistics.json").read_text()) == STATISTICS
 
 
@@ -122,7 +122,7 @@ def test_an_ldm_comes_back_with_its_users_config_and_split(ldm):
     assert trained_users(ldm) == data.user_names
     assert Config.read(config_path(ldm)) == config
     split = load_split(split_path(ldm), data, config.data)
-    assert torch.equal(split.validation, make_split(data, config.data).validation)
+    assert torch.equal(split.held_out, make_split(data, config.data).held_out)
 
 
 @pytest.mark.parametrize(

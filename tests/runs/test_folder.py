@@ -200,15 +200,15 @@ def test_a_saved_config_alone_belongs_to_no_command(tmp_path):
 def test_a_run_uses_its_own_split_or_its_vaes_before_a_new_one(tmp_path):
     data, config = tiny_images(), DataConfig()
     rows = torch.arange(12)
-    own, of_vae = Split(rows[:10], rows[10:]), Split(rows[2:], rows[:2])
+    own, of_vae = Split(rows[:9], rows[9:10], rows[10:]), Split(rows[3:], rows[2:3], rows[:2])
     new = make_split(data, config)
     run, vae = tmp_path / "run", tmp_path / "vae"
 
-    assert torch.equal(shared_split(data, config, run / "split.json", vae / "split.json").validation, new.validation)
+    assert torch.equal(shared_split(data, config, run / "split.json", vae / "split.json").held_out, new.held_out)
     save_split(vae / "split.json", of_vae, data, config)
-    assert torch.equal(shared_split(data, config, tmp_path / "none", vae / "split.json").validation, of_vae.validation)
+    assert torch.equal(shared_split(data, config, tmp_path / "none", vae / "split.json").held_out, of_vae.held_out)
     save_split(run / "split.json", own, data, config)
-    assert torch.equal(shared_split(data, config, run / "split.json", vae / "split.json").validation, own.validation)
+    assert torch.equal(shared_split(data, config, run / "split.json", vae / "split.json").held_out, own.held_out)
 
 
 def test_to_choose_a_split_writes_nothing(tmp_path):

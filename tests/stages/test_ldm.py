@@ -12,7 +12,7 @@ from train.data.split import make_split
 from train.stages.ldm import LDMStage, warn_of_vanishing_signal
 
 CPU = torch.device("cpu")
-ROWS = torch.tensor([3, 0, 11, 3, 7, 8])
+ROWS = torch.tensor([3, 0, 11, 3, 7, 8])  # any
 
 
 def stage(*settings: str) -> LDMStage:
@@ -53,7 +53,8 @@ def test_latents_are_cached_in_the_runs_folder_where_asked_for(tmp_path):
     cached.begin(tmp_path / "run")
     encoded.begin(tmp_path / "other")
     assert [path.suffix for path in (tmp_path / "run/latent_cache").iterdir()] == [".npy"]
-    expected = cached_moments(cached.vae, cached.data, tmp_path / "run/latent_cache", CPU)
+    rows = cached.split.training
+    expected = cached_moments(cached.vae, cached.data, rows, tmp_path / "run/latent_cache", CPU)
     assert torch.equal(cached.source.moments, expected)
     assert encoded.source.moments is None
     assert not (tmp_path / "other").exists()
@@ -63,8 +64,25 @@ def test_the_loss_is_the_same_of_cached_latents_and_encoded_ones(tmp_path):
     cached, encoded = stage(), stage("latents.cache_latents=false")
     for made in (cached, encoded):
         made.begin(tmp_path)
-    losses = [made.losses(made.draw(5, ROWS), slice(None))["loss"] for made in (cached, encoded)]
+    rows = cached.split.training.flip(0)
+    losses = [made.losses(made.draw(5, rows), slice(None))["loss"] for made in (cached, encoded)]
     torch.testing.assert_close(*losses)
+
+
+def test_training_never_sees_what_is_held_out(tmp_path):
+    """Its cache, its validation and its pictures are the same with other images held out."""
+    made, other = stage(), stage()
+    other.data.images[other.split.held_out] = 255
+    for folder, one in ((tmp_path / "made", made), (tmp_path / "other", other)):
+        one.begin(folder)
+        one.write_samples(one.model.eval(), folder / "samples.png")
+    files = [
+        {str(file.relative_to(tmp_path / name)): file.read_bytes() for file in (tmp_path / name).rglob("*.*")}
+        for name in ("made", "other")
+    ]
+    assert len(files[0]) == 2
+    assert files[0] == files[1]
+    assert made.validation_loss(made.model, 4) == other.validation_loss(other.model, 4)
 
 
 # ---- the numbers of a step

@@ -95,30 +95,89 @@ def test_the_scaling_factor_is_that_of_the_training_images_alone(tmp_path):
 
     repainted = stage()
     images = repainted.data.images.clone()
-    images[repainted.split.validation] = 255
+    images[repainted.split.validation] = images[repainted.split.held_out] = 255
     repainted.data = replace(repainted.data, images=images)
     assert exported(repainted, tmp_path / "again") == found
     images[repainted.split.train] //= 2
     assert exported(repainted, tmp_path / "other")["std"] != found["std"]
 
 
+# ---- what it keeps
+
+
+class Painted(torch.nn.Module):
+    """A VAE whose reconstructions are these functions of the images; its latents vary in half of their places."""
+
+    def __init__(self, paint):
+        super().__init__()
+        self.paint = paint
+
+    def encode(self, images):
+        self.images = images
+        varying = images.mean((1, 2, 3))[:, None, None, None].expand(-1, 1, 4, 4)
+        self.mean = torch.cat([varying, torch.ones_like(varying)], 1)
+        self.std = torch.full_like(self.mean, 1e-6)
+        return self
+
+    def mode(self):
+        return self.images
+
+    def decode(self, images):
+        return self.paint(images)
+
+
+def measured(made: VAEStage, paint, folder) -> dict[str, float]:
+    found = made.measure(Painted(paint), folder / "picture.png")
+    assert (folder / "picture.png").is_file()
+    json.loads(json.dumps(found, allow_nan=False))
+    return found
+
+
 def test_psnr_is_that_of_the_validation_images_alone(tmp_path):
     made = stage()
-    rows, data = made.split.validation, made.data
-    grey = torch.full_like(data.images, 100)
-    grey[rows] = 138
-    made.data = replace(data, images=grey)
+    grey = torch.full_like(made.data.images, 100)
+    grey[made.split.validation] = 138
+    made.data = replace(made.data, images=grey)
+    ten_less = torch.tensor(128 / 127.5 - 1)
+    found = measured(made, lambda images: ten_less.expand_as(images), tmp_path)
+    assert found["validation_psnr"] == pytest.approx(20 * torch.tensor(25.5).log10().item())
 
-    class Grey(torch.nn.Module):
-        def encode(self, images):
-            return self
 
-        def mode(self):
-            return None
+def test_an_identity_keeps_everything_in_finite_figures(tmp_path):
+    found = measured(stage(), lambda images: images, tmp_path)
+    assert found.pop("validation_psnr") >= 100
+    assert found.pop("inactive_latents") == 0.5
+    assert list(found) == ["validation_ssim", "power_below_0.125", "power_0.125_to_0.25", "power_above_0.25"]
+    assert list(found.values()) == pytest.approx([1, 1, 1, 1])
 
-        def decode(self, _):
-            return torch.full((len(rows), 3, 16, 16), 128 / 127.5 - 1)  # ten less than there is
 
-    psnr = made.write_reconstructions(Grey(), tmp_path / "picture.png")
-    assert psnr == pytest.approx(20 * torch.tensor(25.5).log10().item())
-    assert (tmp_path / "picture.png").is_file()
+def test_a_blur_loses_the_more_power_the_finer_the_detail(tmp_path):
+    """The noise that the images are becomes the mean of three by three of it: a ninth of its variance."""
+
+    def blur(images):
+        return torch.nn.functional.avg_pool2d(torch.nn.functional.pad(images, (1, 1, 1, 1), "circular"), 3, 1)
+
+    found = measured(stage("data.resolution=32"), blur, tmp_path)
+    low, middle, high = (found[name] for name in ("power_below_0.125", "power_0.125_to_0.25", "power_above_0.25"))
+    assert 1 > low > middle > high
+    assert low > 0.7
+    assert high < 0.1
+    assert found["validation_ssim"] < 0.6
+
+
+def test_a_single_validation_image_leaves_out_what_varies(tmp_path):
+    made = stage()
+    made.split = replace(made.split, validation=made.split.validation[:1])
+    assert "inactive_latents" not in measured(made, lambda images: images, tmp_path)
+    made.config = replace(made.config, vae_training=replace(made.config.vae_training, output_dir=str(tmp_path)))
+    assert "inactive" not in made.export(made.model.eval())
+
+
+def test_the_end_says_what_is_kept(tmp_path):
+    made = stage()
+    made.config = replace(made.config, vae_training=replace(made.config.vae_training, output_dir=str(tmp_path)))
+    said = made.export(made.model.eval())
+    found = made.measure(made.model, tmp_path / "again.png")
+    assert f"PSNR {found['validation_psnr']:.2f} dB, SSIM {found['validation_ssim']:.3f}, " in said
+    assert f"{100 * found['power_above_0.25']:.1f}% of the power above 0.25 cycles per pixel" in said
+    assert f"{100 * found['inactive_latents']:.1f}% of the latents inactive" in said

@@ -25,8 +25,10 @@ class DataConfig:
     channels: Literal[1, 3] = 3
     recording_pattern: str | None = None
     """A regular expression on a file's name; its group 1, or its match, names the recording; see `pattern`."""
+    recordings_per_user: int | None = None
+    """How many recordings of each user train, if there are more; the others are held out. None: see the next."""
     validation_fraction: float = 0.1
-    """Share of each user's recordings that validates."""
+    """Share of each user's training images that validates, and without recordings_per_user of recordings held out."""
     horizontal_flip: bool = False
     """Augmentation by flips left to right, which reverse time in a spectrogram."""
     vertical_flip: bool = False
@@ -45,6 +47,8 @@ class DataConfig:
         require(8 <= self.resolution <= MAX_RESOLUTION,
                 f"resolution must be at least 8 and at most {MAX_RESOLUTION}, not {self.resolution}")
         require(self.channels in (1, 3), f"channels must be 1 or 3, not {self.channels}")
+        require(self.recordings_per_user is None or self.recordings_per_user >= 1,
+                f"recordings_per_user must be at least 1, or null, not {self.recordings_per_user}")
         require(0 < self.validation_fraction < 1,
                 f"validation_fraction must lie between 0 and 1, not {self.validation_fraction}")
         try:

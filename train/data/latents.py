@@ -58,23 +58,25 @@ def require_sane_latents(vae: AutoencoderKL, data: UserImages, rows: Tensor, dev
     return std
 
 
-def cached_moments(vae: AutoencoderKL, data: UserImages, folder: Path, device: torch.device) -> Tensor:
-    """Moments of all images, float32 (N, 2, Z, h, w), mapped from a file that is written the first time.
+def cached_moments(
+    vae: AutoencoderKL, data: UserImages, rows: Tensor, folder: Path, device: torch.device
+) -> Tensor:
+    """Moments of the images `rows` (R,), float32 (R, 2, Z, h, w), mapped from a file that is written the first time.
 
     The file's name is a hash of all that they depend on: the VAE, except the scale of its latents, and the pixels.
     """
-    config = replace(vae.config, scaling_factor=None, sample_size=None)
-    key = tensors_hash([data.images, *vae.state_dict().values()], repr((config, data.images.shape)))
+    config, images = replace(vae.config, scaling_factor=None, sample_size=None), data.images[rows]
+    key = tensors_hash([images, *vae.state_dict().values()], repr((config, images.shape)))
     path = folder / f"{key[:32]}.npy"
 
     def write() -> None:
         if path.is_file():
             return
-        header = {"descr": "<f4", "fortran_order": False, "shape": (len(data), 2, *latent_shape(vae, data))}
+        header = {"descr": "<f4", "fortran_order": False, "shape": (len(rows), 2, *latent_shape(vae, data))}
         # Written, not mapped: a page of a mapped file for which the disk has no room kills the process.
         with replacing(path) as temporary, open(temporary, "wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
-            for moments in encode_moments(vae, data, torch.arange(len(data)), device):
+            for moments in encode_moments(vae, data, rows, device):
                 file.write(moments.contiguous().numpy())
 
     on_main(write)
@@ -88,16 +90,23 @@ def latent_shape(vae: AutoencoderKL, data: UserImages) -> tuple[int, int, int]:
 
 
 class LatentSource:
-    """Scaled latents of the images, from cached moments (N, 2, Z, h, w) or from the VAE, with the same result."""
+    """Scaled latents of the images, from cached moments or from the VAE, with the same result.
+
+    Cached are the moments (R, 2, Z, h, w) of the images `rows` (R,); None: of the first R. Others raise IndexError.
+    """
 
     def __init__(
         self, vae: AutoencoderKL, data: UserImages, moments: Tensor | None, device: torch.device,
-        float32: Callable[[], AbstractContextManager] | None = None,
+        float32: Callable[[], AbstractContextManager] | None = None, rows: Tensor | None = None,
     ):  # fmt: skip
         self.vae, self.data, self.moments, self.device = vae, data, moments, device
         self.shape = latent_shape(vae, data)
         self.float32 = float32 or partial(torch.autocast, device.type, enabled=False)
         """A context that turns autocast off, in which images are encoded."""
+        self.place = None  # of an image in `moments`
+        if rows is not None:
+            self.place = torch.full((int(rows.max()) + 1,), len(rows))  # a place that is not there
+            self.place[rows] = torch.arange(len(rows))
 
     @torch.no_grad()
     def latents(self, rows: Tensor, flips: Tensor, noise: Tensor) -> Tensor:
@@ -111,5 +120,6 @@ class LatentSource:
                 posterior = self.vae.encode(images)
             mean, std = posterior.mean, posterior.std
         else:
-            mean, std = self.moments[rows].to(self.device).unbind(1)
+            at = rows if self.place is None else self.place[rows]
+            mean, std = self.moments[at].to(self.device).unbind(1)
         return (mean + std * noise) * self.vae.config.scaling_factor

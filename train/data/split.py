@@ -1,14 +1,16 @@
-"""Which images train and which validate: made once, saved, and shared by VAE, UNet and evaluation.
+"""Which images train, which validate and which are held out: made once, saved, shared by VAE, UNet and judge.
 
-Whole recordings go to one side or the other: overlapping windows of one recording on both sides are a leak, which
-inflates a classifier's accuracy by 10 to 16 points. `DataConfig.pattern` finds a file's recording in its name;
-without a pattern, each file counts as a recording.
+Whole recordings are held out: overlapping windows of one recording on both sides are a leak, which inflates a
+classifier's accuracy by 10 to 16 points. What is held out is for the judge alone; what training itself watches, to
+choose the best checkpoint, is a part of the recordings that train. `DataConfig.pattern` finds a file's recording in
+its name; without a pattern, each file counts as a recording.
 """
 
 import re
 import sys
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -16,42 +18,79 @@ from torch import Tensor
 
 from train.base.errors import UserError, require
 from train.base.files import read_json, tensors_hash, write_json
+from train.base.units import counted
 from train.config.sections import DataConfig
-from train.data.dataset import UserImages
+from train.data.dataset import UserImages, natural_key
 
-DECIDED_BY = ("recording_pattern", "validation_fraction", "seed")  # the settings on which a split depends
+# The settings on which a split depends.
+DECIDED_BY = ("recording_pattern", "recordings_per_user", "validation_fraction", "seed")
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Two disjoint sets of rows of a `UserImages`, together all of it."""
+    """Three disjoint sets of rows of a `UserImages`, together all of it; int64, ascending."""
 
-    train: Tensor  # int64, ascending
-    validation: Tensor  # int64, ascending
+    train: Tensor  # what weights and scales are fitted to
+    validation: Tensor  # of the same recordings: what training watches
+    held_out: Tensor  # whole recordings, which nothing is fitted to, chosen by or shown from before the judge
+
+    @property
+    def training(self) -> Tensor:
+        """All images of the training recordings, which are those of `train` and `validation`; ascending."""
+        return torch.cat([self.train, self.validation]).sort().values
+
+    def __str__(self) -> str:
+        train, validation, held_out = (len(getattr(self, side)) for side in SIDES)
+        return (f"{counted(train, 'image')} to train with, {validation:,} to validate with, {held_out:,} of other "
+                "recordings held out")
+
+
+SIDES = tuple(field.name for field in fields(Split))
 
 
 def make_split(data: UserImages, config: DataConfig) -> Split:
-    """A share of each user's recordings, at least one and not all, validates; a user's only one trains.
+    """Hold whole recordings of each user out, and validate with a share of the images of the others.
 
-    The recordings with the smallest hashes validate, so the order of files does not matter, and one recording
-    more or less moves at most a few others. UserError where none could validate.
+    Of a user's n recordings min(recordings_per_user, n - 1) train; without that number, all but a share
+    `validation_fraction`, which is at least one. They are those with the largest hashes, so the order of files does
+    not matter, one recording more or less moves at most one other, and where more train, the same ones still do.
+
+    The same share of the user's training images, at least one and not all, validates: the last ones of the recording
+    with the largest hash, and where it has too few, of the one before it, so that neighbours stay together.
+
+    A user's only recording trains, and so does a user's only training image. UserError where nothing would be held
+    out, or nothing would validate.
     """
-    users = [data.user_names[user] for user in data.user_index.tolist()]
-    keys = [(user, recording_of(path, config.pattern)) for user, path in zip(users, data.paths, strict=True)]
-    recordings: dict[str, set[tuple[str, str]]] = defaultdict(set)
-    for user, recording in keys:
-        recordings[user].add((user, recording))
-    validation: set[tuple[str, str]] = set()
-    for own in recordings.values():
-        ranked = sorted(own, key=lambda key: tensors_hash([], [config.seed, *key]))
-        validation.update(ranked[: min(max(round(config.validation_fraction * len(own)), 1), len(own) - 1)])
-    single = [user for user, own in recordings.items() if len(own) == 1]
-    require(len(single) < len(recordings), f"{config.dir}: every user has a single recording, so none is left to "
-            "validate with; add some, or change data.recording_pattern")
+    own: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))  # user -> recording -> rows
+    for row, (user, path) in enumerate(zip(data.user_index.tolist(), data.paths, strict=True)):
+        own[user][recording_of(path, config.pattern)].append(row)
+    train, validation, held_out = [], [], []
+    for user, recordings in own.items():
+        name = data.user_names[user]
+        ranked = sorted(recordings, key=lambda key, name=name: tensors_hash([], [config.seed, name, key]))
+        rows = [sorted(recordings[key], key=lambda row: natural_key(data.paths[row])) for key in ranked]
+        out = _share(config.validation_fraction, len(ranked))
+        if config.recordings_per_user is not None:
+            out = max(len(ranked) - config.recordings_per_user, min(1, len(ranked) - 1))
+        held_out += chain(*rows[:out])
+        training = list(chain(*rows[out:]))
+        watched = _share(config.validation_fraction, len(training))
+        train += training[: len(training) - watched]
+        validation += training[len(training) - watched :]
+    single = [data.user_names[user] for user, recordings in own.items() if len(recordings) == 1]
+    require(held_out, f"{config.dir}: every user has a single recording, so none is left to hold out; add some, or "
+            "change data.recording_pattern")
+    require(validation, f"{config.dir}: no user has a second image in the recordings that train, so none is left to "
+            "validate with; add images, or raise data.recordings_per_user")
     if single:
-        print(f"{config.dir}: one recording only, hence no validation: {', '.join(single)}", file=sys.stderr)
-    held_out = torch.tensor([key in validation for key in keys])
-    return Split(train=(~held_out).nonzero().flatten(), validation=held_out.nonzero().flatten())
+        print(f"{config.dir}: one recording only, hence nothing of it is held out: {', '.join(single)}",
+              file=sys.stderr)
+    return Split(*(torch.tensor(sorted(side)) for side in (train, validation, held_out)))
+
+
+def _share(fraction: float, count: int) -> int:
+    """That share of `count` things, at least one and not all; of a single thing, none."""
+    return min(max(round(fraction * count), 1), count - 1)
 
 
 def recording_of(path: str, pattern: str | None) -> str:
@@ -63,34 +102,47 @@ def recording_of(path: str, pattern: str | None) -> str:
 
 
 def save_split(path: Path, split: Split, data: UserImages, config: DataConfig) -> None:
-    """Write the two lists of files, and the settings on which they depend, as JSON."""
-    lists = {"train": split.train.tolist(), "validation": split.validation.tolist()}
-    files = {side: [data.paths[row] for row in rows] for side, rows in lists.items()}
+    """Write the three lists of files, and the settings on which they depend, as JSON."""
+    files = {side: [data.paths[row] for row in getattr(split, side).tolist()] for side in SIDES}
     write_json(path, {"settings": {key: getattr(config, key) for key in DECIDED_BY}, **files})
 
 
 def load_split(path: Path, data: UserImages, config: DataConfig) -> Split:
     """A saved split, as rows of `data`. UserError unless it has the same settings and exactly these files."""
-    saved = read_json(path)
-    try:
-        settings = dict(saved["settings"])
-        train, validation = list(map(str, saved["train"])), list(map(str, saved["validation"]))
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path}: is not a saved split; delete it to have it made again") from None
+    settings, sides = read_split(path)
     again = "or train everything that shares this split again"
     for key in DECIDED_BY:
         old, new = settings.get(key), getattr(config, key)
         require(old == new, f"{path}: was made with data.{key} {old!r}, not {new!r}; set it so, {again}")
-    listed, present = Counter(train + validation), Counter(data.paths)
+    listed, present = Counter(chain(*sides.values())), Counter(data.paths)
     differ = sorted((listed - present) + (present - listed))
     require(not differ, f"{path}: does not fit the images in {config.dir}: {len(differ)} were added, removed or "
             f"listed twice, the first is {min(differ, default='')}; undo that, {again}")
-    require(train and validation, f"{path}: one side of the split is empty; delete it to make it again")
     rows = {name: row for row, name in enumerate(data.paths)}
-    return Split(*(torch.tensor(sorted(rows[name] for name in side)) for side in (train, validation)))
+    return Split(**{side: torch.tensor(sorted(rows[name] for name in names)) for side, names in sides.items()})
+
+
+def read_split(path: Path) -> tuple[dict, dict[str, list[str]]]:
+    """The settings and, for each side, the files of a saved split."""
+    saved = read_json(path)
+    try:
+        settings = dict(saved["settings"])
+        sides = {side: list(map(str, saved[side])) for side in SIDES if side != "held_out" or side in saved}
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path}: is not a saved split; delete it to have it made again") from None
+    require("held_out" in sides, f"{path}: was made by an earlier version, which held no recordings out of training; "
+            "train VAE and LDM again, in another output_dir")
+    require(all(sides.values()), f"{path}: one side of the split is empty; delete it to make it again")
+    return settings, sides
+
+
+def training_images(path: Path) -> Counter[str]:
+    """How many images each user has in the training recordings of a saved split."""
+    _, sides = read_split(path)
+    return Counter(name.partition("/")[0] for name in sides["train"] + sides["validation"])
 
 
 def fingerprint(data: UserImages, split: Split) -> str:
     """A hash of users, file names, pixels and split."""
-    users, shape, held_out = data.user_index.tolist(), data.images.shape, split.validation.tolist()
-    return tensors_hash([data.images], [data.user_names, users, data.paths, shape, held_out])
+    users, shape, sides = data.user_index.tolist(), data.images.shape, [getattr(split, side).tolist() for side in SIDES]
+    return tensors_hash([data.images], [data.user_names, users, data.paths, shape, *sides])

@@ -11,11 +11,14 @@ The numbers are those of the MATLAB code published with Chen's book. Where this 
   * the wave is plane and has no 1/R^4 loss: the walker stays far away.
 As in the model, nothing pins the standing foot to the ground: it slides forward.
 
+The same people are seen under other conditions too (CONDITIONS), in recordings that the built-in data set has not:
+what a classifier has learned of them may not hold there.
+
 Shapes: `N` times, `S` scatterers. Axes: x ahead, y left, z up.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -58,6 +61,7 @@ class Person:
     limp: float  # cycles by which the left step is late
     girth: float  # gain on every radius
     reflectivity: tuple[float, ...]  # dB, by segment: clothes and shoes
+    load: float = 0.0  # m, radius of a backpack, which echoes as a sphere; 0: none
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,36 @@ class Recording:
     snr: float = math.inf  # dB, signal / noise power before the STFT
 
 
+@dataclass(frozen=True)
+class Condition:
+    """In what the recordings of the same people differ; the values here are those of the built-in data set."""
+
+    stream: tuple[int, ...] = ()  # of random numbers: two conditions have no recording in common
+    arm: float = 1.0  # factor on the swing of arms and elbows
+    speed: float = 1.0  # factor on the preferred speed
+    lean: float = 0.0  # rad, added to the person's
+    load: float = 0.0  # m, radius of the backpack
+    aside: float = 0.0  # degrees added to the azimuth's magnitude, which is else up to 20
+    snr: tuple[float, float] = (24, 34)  # dB, the range
+
+    def of(self, person: Person) -> Person:
+        """The person under this condition."""
+        return replace(person, arm=self.arm * person.arm, elbow=self.arm * person.elbow,
+                       speed=self.speed * person.speed, lean=self.lean + person.lean, load=self.load)  # fmt: skip
+
+
+# Who carries a backpack leans forward (Attwells et al., Ergonomics 49 (2006) 1527-1537) and walks more slowly ("The
+# effect of backpack weight on gait parameters", in Karwowski and Salvendy (2010), ISBN 9781439834992). How much, the
+# pack's size, and hands that hold its straps, so that the arms swing little, are choices; so are the other conditions.
+PLAIN = Condition()
+CONDITIONS = {
+    "plain": PLAIN,
+    "carrying": Condition(stream=(1,), arm=0.4, speed=0.9, lean=math.radians(8), load=0.2),
+    "oblique": Condition(stream=(2,), aside=30),
+    "noisy": Condition(stream=(3,), snr=(10, 18)),
+}
+
+
 def draw_person(seed: int, person: int) -> Person:
     """Person number `person`, from 1. The ranges are so narrow that only a network tells people apart."""
     u = np.random.default_rng([seed, person]).uniform
@@ -83,14 +117,19 @@ def draw_person(seed: int, person: int) -> Person:
     )
 
 
-def draw_recording(seed: int, person: int, recording: int) -> tuple[Recording, np.random.Generator]:
+def draw_recording(
+    seed: int, person: int, recording: int, condition: Condition = PLAIN
+) -> tuple[Recording, np.random.Generator]:
     """Recording number `recording`, from 1, and the generator that then makes its noise."""
-    rng = np.random.default_rng([seed, person, recording])  # from 1: [s, p, 0] would seed like [s, p]
+    # Numbers from 1, and so are streams: a seed that ends in 0 would be that without the 0.
+    rng = np.random.default_rng([seed, person, recording, *condition.stream])
     u = rng.uniform
+    phase, pace, unsteadiness, azimuth = u(0, 1), u(0.95, 1.05), u(0, 0.03), u(-20, 20)
     return Recording(
-        phase=u(0, 1), pace=u(0.95, 1.05), unsteadiness=u(0, 0.03), azimuth=math.radians(u(-20, 20)),
-        elevation=math.radians(u(0, 8)), snr=u(24, 34),
-    ), rng
+        phase=phase, pace=pace, unsteadiness=unsteadiness,
+        azimuth=math.radians(azimuth + math.copysign(condition.aside, azimuth)),
+        elevation=math.radians(u(0, 8)), snr=u(*condition.snr),
+    ), rng  # fmt: skip
 
 
 def relative_speed(person: Person, recording: Recording) -> float:
@@ -197,18 +236,33 @@ def ellipsoid_rcs(a, b, c, cosine):
     return np.pi * (a * b * c / (a**2 * (1 - cosine**2) + (c * cosine) ** 2)) ** 2
 
 
+def load_centre(person: Person, centres: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    """The centre (m) of the backpack, a sphere that touches the middle of the back: 3 x N."""
+    torso, (x, y, z) = SEGMENT == TORSO, axes[SEGMENT == TORSO][0]  # the spine, which never bends sideways
+    behind = person.girth * DEPTH[TORSO] * person.height + person.load
+    return centres[torso][0] - behind * np.stack([z, y, -x])
+
+
 def echo(person: Person, recording: Recording, t: np.ndarray) -> np.ndarray:
-    """Baseband signal without noise: sum over k of sqrt(rcs_k) exp(-j 4 pi R_k / lambda), N complex."""
+    """Baseband signal without noise: sum over k of sqrt(rcs_k) exp(-j 4 pi R_k / lambda), N complex.
+
+    Nothing hides what is behind it, not even the torso the backpack.
+    """
     centres, axes = walk(person, recording, t)
     azimuth, elevation = recording.azimuth, recording.elevation
     ahead, left = math.cos(azimuth) * math.cos(elevation), math.sin(azimuth) * math.cos(elevation)
     sight = np.array([ahead, left, math.sin(elevation)])
-    distance = -np.einsum("sdn,d->sn", centres, sight)  # plane wave: R_k up to a constant
+
+    def phasor(centres: np.ndarray) -> np.ndarray:
+        distance = -np.einsum("...dn,d->...n", centres, sight)  # plane wave: R_k up to a constant
+        return np.exp(-4j * np.pi / WAVELENGTH * distance)
+
     depth, breadth, length = person.height * np.stack([DEPTH, BREADTH, LENGTH])[:, SEGMENT, None]
     cosine = np.einsum("sdn,d->sn", axes, sight)
     rcs = ellipsoid_rcs(person.girth * depth, person.girth * breadth, length / 2, cosine)
     gain = 10 ** (np.array(person.reflectivity)[SEGMENT, None] / 20)
-    return (gain * np.sqrt(rcs) * np.exp(-4j * np.pi / WAVELENGTH * distance)).sum(0)
+    load = math.sqrt(math.pi) * person.load * phasor(load_centre(person, centres, axes))  # a sphere's is pi r^2
+    return (gain * np.sqrt(rcs) * phasor(centres)).sum(0) + load
 
 
 def add_noise(signal: np.ndarray, snr: float, rng: np.random.Generator) -> np.ndarray:
@@ -241,9 +295,12 @@ def picture(power: np.ndarray) -> np.ndarray:
     return jet(np.clip(1 + decibel / DYNAMIC_RANGE, 0, 1))
 
 
-def pictures_of_recording(seed: int, person: int, recording: int, resolution: int = 128):
+def pictures_of_recording(
+    seed: int, person: int, recording: int, resolution: int = 128, condition: Condition = PLAIN
+):  # fmt: skip
     """Yields the pictures of one recording, resolution x resolution x 3 uint8 each."""
-    walker, (drawn, rng) = draw_person(seed, person), draw_recording(seed, person, recording)
+    walker = condition.of(draw_person(seed, person))
+    drawn, rng = draw_recording(seed, person, recording, condition)
     t = np.arange(PICTURE_SAMPLES + WINDOW) / SAMPLE_RATE
     columns = np.arange(resolution) * PICTURE_SAMPLES // resolution
     for number in range(PICTURES_PER_RECORDING):
@@ -251,14 +308,14 @@ def pictures_of_recording(seed: int, person: int, recording: int, resolution: in
         yield picture(spectrogram(add_noise(signal, drawn.snr, rng), columns, resolution))
 
 
-def simulate(people, images_per_user: int, resolution: int = 128, seed: int = 0):
+def simulate(people, images_per_user: int, resolution: int = 128, seed: int = 0, condition: Condition = PLAIN):
     """Yields (folder, file name, picture) for the person numbers `people`, each counted from 1.
 
-    A picture depends on seed, person, recording and resolution, not on how many others are made.
+    A picture depends on seed, person, recording, resolution and condition, not on how many others are made.
     """
     for person in people:
         for first in range(0, images_per_user, PICTURES_PER_RECORDING):
             recording = first // PICTURES_PER_RECORDING + 1
-            images = pictures_of_recording(seed, person, recording, resolution)
+            images = pictures_of_recording(seed, person, recording, resolution, condition)
             for number, image in enumerate(islice(images, images_per_user - first)):
                 yield f"ID{person}", f"rec{recording:02d}_{number:02d}.png", image

@@ -29,7 +29,7 @@ class RunLog:
             return
         self.path = folder / "metrics.jsonl"
         self.curves_path = folder / "curves.png"
-        self.lines = [line for line in _read_lines(self.path) if line["step"] <= start_step]
+        self.lines = [line for line in read_lines(self.path) if line["step"] <= start_step]
         with replacing(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
         self.tensorboard = SummaryWriter(folder / "tensorboard", purge_step=start_step + 1) if SummaryWriter else None
@@ -77,7 +77,8 @@ class Speed:
         self.since += time.perf_counter() - began
 
 
-def _read_lines(path: Path) -> list[dict]:
+def read_lines(path: Path) -> list[dict]:
+    """The metrics in a file, a dictionary for each line; none where there is no file."""
     if not path.is_file():
         return []
     lines = []

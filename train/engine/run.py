@@ -38,8 +38,7 @@ def train_stage(stage_class: type[Stage], config: Config, plan: PlanMicroBatch, 
 
     with locked(folder):
         trainer = Trainer(stage, micro_batch, device)
-        images, steps = len(stage.split.train), trainer.total_steps
-        print(f"{stage.title}: {images} images of {users} users, {steps} steps on {device}")
+        print(f"{stage.title}: {users} users; {stage.split}; {trainer.total_steps:,} steps on {device}")
         trainer.resume()
 
         def begin() -> None:

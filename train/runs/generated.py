@@ -10,7 +10,7 @@ from torch import nn
 from train.base.errors import require
 from train.base.files import read_json, tensors_hash, write_json
 from train.config.sections import DataConfig, GenerationConfig
-from train.data.images import read_image
+from train.data.images import SUFFIXES, read_image
 from train.runs.folder import is_free
 from train.runs.pictures import image_grid, user_labels
 
@@ -59,13 +59,25 @@ def overview(folder: Path, names: list[str], config: DataConfig) -> Image.Image:
     return image_grid([(label, [read_image(path, config) for path in files]) for label, files in shown])
 
 
-def require_images_of(model: Path, settings: dict, folder: Path, otherwise: str) -> None:
-    """UserError where the folder holds no generated images (`otherwise` is in the message), or those of another model.
+def folder_to_judge(
+    model: Path, settings: dict, given: Path | None, real: Path, users: list[str]
+) -> tuple[Path, Path]:
+    """The folder of images of `users` that is given, or the one that train.sample makes, and where its report belongs.
 
-    A folder of real images is thus neither judged nor written to.
+    The report is written beside images that train.sample made; any others, such as those of another program, are
+    judged as they are, and nothing is written to their folder. UserError where there are no images, the `real` ones, or
+    those of another model of ours.
     """
-    command = f"with python -m train.sample --model {model}"
-    require((folder / SETTINGS).is_file(), f"{folder}: {otherwise}; make them {command}")
+    folder, command = given or default_folder(model, settings), f"with python -m train.sample --model {model}"
+    made = given or (folder / SETTINGS).is_file()
+    require(made, f"{folder}: this model's images are not there yet; make them {command}")
+    other = folder.resolve() != real.resolve()
+    require(other, f"{folder}: holds the real images; give the folder of generated ones as --images")
+    there = any(path.suffix.lower() in SUFFIXES for user in users for path in (folder / user).glob("*"))
+    require(there, f"{folder}: holds no image of a user of {model}; make some {command}")
+    if not (folder / SETTINGS).is_file():
+        return folder, model.parent / "evaluations" / folder.resolve().name
     same = read_json(folder / SETTINGS).get("weights") == settings["weights"]
     require(same, f"{folder}: holds images that another model made than {model}; give theirs as --model, or make new "
             f"ones {command}")
+    return folder, folder

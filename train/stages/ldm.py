@@ -95,13 +95,21 @@ class LDMStage(Stage):
         self.split = on_main(choose)
 
     def begin(self, folder: Path) -> None:
-        """Encode every image, if the config says so."""
+        """Encode every image of the training recordings, if the config says so."""
         if self.config.latents.cache_latents:
-            self.use_latents(cached_moments(self.vae, self.data, folder / "latent_cache", self.device))
+            rows = self.split.training
+            moments = cached_moments(self.vae, self.data, rows, folder / "latent_cache", self.device)
+            self.use_latents(moments, rows=rows)
 
-    def use_latents(self, moments: Tensor | None, float32: Callable[[], AbstractContextManager] | None = None) -> None:
-        """Use cached moments (N, 2, Z, h, w) of all images; None: encode in each step, in the context `float32`."""
-        self.source = LatentSource(self.vae, self.data, moments, self.device, float32)
+    def use_latents(
+        self, moments: Tensor | None, float32: Callable[[], AbstractContextManager] | None = None,
+        rows: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """Use cached moments (R, 2, Z, h, w) of the images `rows` (R,), or of the first R.
+
+        None: encode in each step, in the context `float32`.
+        """
+        self.source = LatentSource(self.vae, self.data, moments, self.device, float32, rows)
 
     # ---- one optimizer step
 
@@ -157,7 +165,7 @@ class LDMStage(Stage):
         users = evenly(torch.arange(len(data.user_names)), SAMPLED_USERS).tolist()
         wanted = [(user, number) for user in users for number in range(SAMPLES_PER_USER)]
         images = generate(model, self.vae, self.schedule, config.sampling, wanted, config.seed, PICTURE_BATCH)
-        rows, asked_for = torch.arange(len(data)), torch.tensor([user for user, _ in wanted])
+        rows, asked_for = self.split.training, torch.tensor([user for user, _ in wanted])
         save_picture(user_comparison(data, rows, images, asked_for, SAMPLED_USERS, SAMPLES_PER_USER), path)
 
     def export(self, averaged: UserDenoiser) -> str:

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from nets.checkpointing import set_checkpointing
 from nets.perceptual import VGG16Distance
-from nets.vae import AutoencoderKL
+from nets.vae import AutoencoderKL, DiagonalGaussian
 from train.base.processes import on_main
+from train.base.progress import progress
 from train.base.randomness import generator
+from train.base.units import percent
 from train.config.schema import Config
 from train.config.sections import MixedPrecision
 from train.data.dataset import UserImages, draw_flips, evenly, load_images
@@ -27,10 +29,14 @@ from train.runs import final_model
 from train.runs.checkpoint import Stateful
 from train.runs.folder import SPLIT, shared_split
 from train.runs.pictures import PICTURE_BATCH, image_grid, user_labels
+from train.stages import fidelity
 from train.stages.adversary import Adversary
 from train.stages.vae_loss import load_vgg16, vae_losses
 
 SHOWN_IMAGES = 8
+MOST_PSNR = 150.0  # dB; equal images have an infinite one, which JSON cannot hold
+POWER = "power_below_0.125", "power_0.125_to_0.25", "power_above_0.25"  # of fidelity.BANDS, over the images' own
+FINEST, INACTIVE = POWER[-1], "inactive_latents"
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,34 +105,41 @@ class VAEStage(Stage):
     # ---- validation and export
 
     def validate(self, averaged: AutoencoderKL, step: int, micro_batch: MicroBatch) -> dict[str, float]:
-        picture = Path(self.training.output_dir) / f"reconstructions/{step:08d}.png"
-        return {"validation_psnr": self.write_reconstructions(averaged, picture)}
+        return self.measure(averaged, Path(self.training.output_dir) / f"reconstructions/{step:08d}.png")
 
-    @torch.no_grad()
-    def write_reconstructions(self, vae: AutoencoderKL, path: Path) -> float:
-        """PSNR in dB over at most 256 validation images; saves a picture of a few, with their reconstructions below."""
+    def measure(self, vae: AutoencoderKL, picture: Path) -> dict[str, float]:
+        """What at most 256 validation images keep; saves a picture of a few, with their reconstructions below."""
         data, rows = self.data, evenly(self.split.validation, VALIDATION_IMAGES)
-        batches = (data.batch(batch).to(self.device) for batch in rows.split(PICTURE_BATCH))
-        decoded = torch.cat([to_uint8(reconstruct(vae, images)).cpu() for images in batches])
-        error = (decoded.double() - data.images[rows].double()).square().flatten(1).mean(1)  # B
-        psnr = 10 * torch.log10(255**2 / error.clamp(min=1e-10))
+        decoded, mean, std = self.reconstructions(vae, rows)
         shown = evenly(torch.arange(len(rows)), SHOWN_IMAGES)
         pairs = [("image", list(data.images[rows[shown]])), ("decoded", list(decoded[shown]))]
         labels = user_labels(data.user_names)
-        save_picture(image_grid(pairs, [labels[user] for user in data.user_index[rows[shown]].tolist()]), path)
-        return float(psnr.mean())
+        save_picture(image_grid(pairs, [labels[user] for user in data.user_index[rows[shown]].tolist()]), picture)
+        return what_is_kept(data.images[rows], decoded, mean, std)
+
+    @torch.no_grad()
+    def reconstructions(self, vae: AutoencoderKL, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images `rows` (N,) out of the VAE, uint8 (N, I, H, W); mean and deviation of their latents, (N, Z, h, w)."""
+        found = []
+        for batch in progress(rows.split(PICTURE_BATCH), desc="reconstructing", unit="batch", leave=False):
+            decoded, posterior = reconstruct_from(vae, self.data.batch(batch).to(self.device))
+            found.append((to_uint8(decoded).cpu(), posterior.mean.cpu(), posterior.std.cpu()))
+        decoded, mean, std = (torch.cat(part) for part in zip(*found, strict=True))
+        return decoded, mean, std
 
     def export(self, vae: AutoencoderKL) -> str:
-        """Measure the scale of the latents, write `final_model`, and report its PSNR."""
+        """Measure the scale of the latents, write `final_model`, and report what its reconstructions keep."""
         folder = Path(self.training.output_dir)
         statistics = measure_scaling(vae, self.data, self.split.train, self.device)
         vae.config = replace(vae.config, scaling_factor=statistics["scaling_factor"])
         final_model.save_vae(folder / final_model.NAME, vae, statistics, self.config, self.data, self.split)
-        psnr = self.write_reconstructions(vae, folder / "reconstructions.png")
+        kept = self.measure(vae, folder / "reconstructions.png")
+        inactive = f", {percent(kept[INACTIVE])} of the latents inactive" if INACTIVE in kept else ""
         return (
-            f"VAE: validation PSNR {psnr:.2f} dB, scaling factor {statistics['scaling_factor']:.4f} over "
-            f"{statistics['images']} images; model in {folder / final_model.NAME}, pictures in "
-            f"{folder}/reconstructions.png"
+            f"VAE: validation PSNR {kept['validation_psnr']:.2f} dB, SSIM {kept['validation_ssim']:.3f}, "
+            f"{percent(kept[FINEST])} of the power above 0.25 cycles per pixel{inactive}; scaling factor "
+            f"{statistics['scaling_factor']:.4f} over {statistics['images']} images; model in "
+            f"{folder / final_model.NAME}, pictures in {folder}/reconstructions.png"
         )
 
     # ---- models, learners and checkpoints
@@ -155,4 +168,20 @@ def initial_vae(config: Config) -> AutoencoderKL:
 
 def reconstruct(vae: AutoencoderKL, images: Tensor) -> Tensor:
     """Images (B, I, H, W), decoded from their most likely latents."""
-    return vae.decode(vae.encode(images).mode())
+    return reconstruct_from(vae, images)[0]
+
+
+def reconstruct_from(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, DiagonalGaussian]:
+    """The same, and the distribution of the latents."""
+    posterior = vae.encode(images)
+    return vae.decode(posterior.mode()), posterior
+
+
+def what_is_kept(real: Tensor, decoded: Tensor, mean: Tensor, std: Tensor) -> dict[str, float]:
+    """Of images, uint8 (N, I, H, W); from their reconstructions, and mean and deviation of their latents."""
+    psnr = fidelity.psnr(decoded, real).clamp(max=MOST_PSNR)
+    kept = {"validation_psnr": float(psnr.mean()), "validation_ssim": float(fidelity.ssim(decoded, real).mean())}
+    kept |= dict(zip(POWER, fidelity.power_ratios(decoded, real), strict=True))
+    if len(real) > 1:  # one image does not tell what varies
+        kept[INACTIVE] = fidelity.inactive_latents(mean, std)
+    return kept

@@ -1,0 +1,108 @@
+"""The VAE's stage with judges beside it, who say what the reconstructions keep of what tells users apart.
+
+They look and never touch: a run ends in the same weights as without them. What is held out they do not see either.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import Tensor
+
+from nets.vae import AutoencoderKL
+from train.base.progress import say
+from train.base.units import counted, duration
+from train.engine.micro_batch import MicroBatch
+from train.judge.kept import ENOUGH, LEAST, Kept, by_network, by_ridge, in_halves
+from train.stages.vae import VAEStage
+
+SHARE = 0.05  # of a run's time, at most, that judging takes before the end
+MARGIN = 1.5  # a busy machine may take longer than last time, and the first judging than its reconstructions
+A_WHILE = 10  # seconds; what can take longer is announced
+
+
+class TimeShare:
+    """Counts the time of something that may take a share of all time since now."""
+
+    def __init__(self, share: float, clock: Callable[[], float] = time.monotonic):
+        self.share, self.clock = share, clock
+        self.began, self.spent, self.last = clock(), 0.0, None
+
+    def affords(self, seconds: float) -> bool:
+        return self.spent + seconds <= self.share * (self.clock() - self.began)
+
+    @contextmanager
+    def spending(self) -> Iterator[None]:
+        began = self.clock()
+        yield
+        self.last = self.clock() - began
+        self.spent += self.last
+
+
+class JudgedVAEStage(VAEStage):
+    def begin(self, folder: Path) -> None:
+        super().begin(folder)
+        self.halves = in_halves(self.data, self.split.training, self.config.data)
+        self.judging = TimeShare(SHARE)
+        self.said = False  # that judging has been left out
+
+    def validate(self, averaged: AutoencoderKL, step: int, micro_batch: MicroBatch) -> dict[str, float]:
+        """What is kept, and, where there is time, the accuracies of the judge in closed form."""
+        metrics = super().validate(averaged, step, micro_batch)
+        if not self.halves:
+            return metrics
+        seconds = MARGIN * (self.judging.last or self.seconds_per_image * len(self.halves.rows))
+        if self.judging.affords(seconds):
+            with self.judging.spending():
+                found = by_ridge(self.halves, self.reconstructions(averaged, self.halves.rows)[0])
+            names = ("judge_on_real", "judge_on_reconstructions", "judge_of_reconstructions")
+            return metrics | dict(zip(names, found.accuracies, strict=True))
+        if not self.said:
+            self.said = True
+            say(f"VAE: step {step}: reconstructions are not judged yet: that may take {duration(seconds)}, more than "
+                f"{SHARE:.0%} of the time so far; at the end they are", sys.stderr)  # fmt: skip
+        return metrics
+
+    def reconstructions(self, vae: AutoencoderKL, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        began = time.monotonic()
+        found = super().reconstructions(vae, rows)
+        self.seconds_per_image = (time.monotonic() - began) / len(rows)
+        return found
+
+    def export(self, vae: AutoencoderKL) -> str:
+        """Write `final_model`, then say what both judges recognise, and warn where that is too little."""
+        summary = super().export(vae)
+        if not self.halves:
+            print(f"VAE: too few training images to judge its reconstructions: that takes {LEAST}, of two users, and "
+                  "two of each")  # fmt: skip
+            return summary
+        decoded, _, _ = self.reconstructions(vae, self.halves.rows)
+        judged = [
+            by_network(self.halves, decoded, self.config.seed, self.device, announce),
+            by_ridge(self.halves, decoded),
+        ]
+        images = counted(len(self.halves.rows), "image")
+        print(f"VAE: judged by classifiers of one half of {images} of training recordings, asked about the other half:")
+        for one in judged:
+            print(f"VAE: {one.in_words()}")
+        lost = [one for one in judged if one.has_lost]
+        if lost:
+            print(f"VAE: warning: {self.too_little(lost)}", file=sys.stderr)
+        return summary
+
+    def too_little(self, lost: list[Kept]) -> str:
+        vae, training = self.model.config, self.training
+        said = "; ".join(one.in_words() for one in lost)
+        return (
+            f"its reconstructions lose what tells users apart, and images made with it will too: {said}. That is less "
+            f"than {ENOUGH:.0%} of the accuracy on real images. Raise vae.latent_channels (now {vae.latent_channels}), "
+            f"or take a number out of vae.channels (now {list(vae.channels)}), which is one halving less, and train in "
+            f"another output_dir; or raise vae_training.num_epochs (now {training.num_epochs})"
+        )
+
+
+def announce(seconds: float) -> None:
+    if seconds > A_WHILE:
+        print(f"VAE: the model is saved; judging its reconstructions takes at most {duration(seconds)}")

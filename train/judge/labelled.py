@@ -1,0 +1,34 @@
+"""Images with the users that they are of, or are meant to be of: what classifiers learn from and are tested on.
+
+N images, C channels, H W pixels.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    images: Tensor  # uint8 (N, C, H, W)
+    users: Tensor  # int64 (N,)
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def of(self, rows: Tensor) -> "Labelled":
+        """Those in `rows`, indices or a mask."""
+        return Labelled(self.images[rows], self.users[rows])
+
+    def with_more(self, other: "Labelled") -> "Labelled":
+        return Labelled(torch.cat([self.images, other.images]), torch.cat([self.users, other.users]))
+
+
+def draw_of_each(users: Tensor, counts: Tensor, rng: torch.Generator) -> Tensor:
+    """Rows (ascending) of at most counts[u] randomly drawn entries of each user u in `users` (N,)."""
+    order = torch.randperm(len(users), generator=rng)
+    order = order[users[order].argsort(stable=True)]  # by user, in random order within each
+    per_user = users.bincount(minlength=len(counts))
+    place = torch.arange(len(users)) - (per_user.cumsum(0) - per_user)[users[order]]
+    return order[place < counts[users[order]]].sort().values

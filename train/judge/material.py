@@ -1,0 +1,141 @@
+"""What a model is judged by: real images of training and held-out recordings, generated ones, reconstructions."""
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nets.vae import AutoencoderKL
+from train.base.errors import nearest, require, some
+from train.base.progress import progress
+from train.config.schema import Config
+from train.config.sections import DataConfig
+from train.data.dataset import UserImages, evenly, load_images
+from train.data.images import to_float, to_uint8
+from train.data.split import load_split, recording_of
+from train.judge.labelled import Labelled
+from train.runs.final_model import split_path, trained_users
+from train.stages.vae import reconstruct
+
+MOST_TESTED = 5000  # of the held-out images, and of those in --test_dir
+MOST_RECONSTRUCTED = 1000  # of the held-out images; the training images are reconstructed all
+BATCH = 16
+
+
+@dataclass(frozen=True, eq=False)
+class TestSet:
+    """Real images that nothing was trained on."""
+
+    images: Labelled
+    recordings: Tensor  # int64 (N,): images with the same number are of one recording
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """All images that the judges work with; a user has one number everywhere."""
+
+    user_names: list[str]
+    training: Labelled
+    """The real images of the training recordings."""
+    training_recordings: Tensor
+    training_files: list[str]
+    reconstructed: Labelled
+    """The VAE's reconstructions of `training`, in the same order."""
+    generated: Labelled
+    generated_files: list[str]
+    held_out: TestSet
+    """The real images of all other recordings."""
+    held_out_shown: Tensor  # int64 (M,): rows of `held_out`, spread evenly, that were reconstructed
+    held_out_reconstructed: Labelled  # (M,)
+    other_conditions: TestSet | None
+    """Real images of --test_dir."""
+
+    @property
+    def num_users(self) -> int:
+        return len(self.user_names)
+
+    @property
+    def tests(self) -> dict[str, TestSet]:
+        """The test sets by name."""
+        other = {"test_dir": self.other_conditions} if self.other_conditions else {}
+        return {"held_out": self.held_out, **other}
+
+
+def collect(
+    model: Path, config: Config, generated: Path, test_dir: Path | None, vae: AutoencoderKL, device: torch.device
+) -> Material:
+    """Read the images, and let the VAE reconstruct real ones. UserError where they do not suffice for a judgement."""
+    names = trained_users(model)
+    require(len(names) > 1, f"{model}: knows a single user, {names[0]}; a classifier needs two to tell apart")
+    data = load_images(config.data)
+    require(data.user_names == names, f"{config.data.dir}: does not hold the users that {model} was trained on")
+    split = load_split(split_path(model), data, config.data)
+    untested = [name for user, name in enumerate(names) if user not in data.user_index[split.held_out]]
+    require(not untested, f"{config.data.dir}: nothing of {some(untested)} is held out, since there is one recording "
+            "only; add a second one and train again, or train without them")
+    made = load_images(replace(config.data, dir=str(generated)))
+    other = None
+    if test_dir:
+        require(test_dir.is_dir(), f"--test_dir {test_dir}: no such folder; give one that holds a folder per user")
+        found = load_images(replace(config.data, dir=str(test_dir)))
+        recordings = numbers_of_recordings(found, range(len(found)), config.data)
+        other = few_enough(TestSet(of_users(found, names, test_dir), recordings), test_dir)
+    training = labelled(data, split.training)
+    out = split.held_out
+    held_out = TestSet(labelled(data, out), numbers_of_recordings(data, out.tolist(), config.data))
+    held_out = few_enough(held_out, config.data.dir)
+    shown = evenly(torch.arange(len(held_out.images)), MOST_RECONSTRUCTED)
+    return Material(
+        user_names=names,
+        training=training,
+        training_recordings=numbers_of_recordings(data, split.training.tolist(), config.data),
+        training_files=[data.paths[row] for row in split.training.tolist()],
+        reconstructed=reconstructions(vae, training, device),
+        generated=of_users(made, names, generated),
+        generated_files=made.paths,
+        held_out=held_out,
+        held_out_shown=shown,
+        held_out_reconstructed=reconstructions(vae, held_out.images.of(shown), device),
+        other_conditions=other,
+    )
+
+
+def few_enough(test: TestSet, folder: Path | str) -> TestSet:
+    """At most 5,000 of the images, spread evenly; that others are left out is said."""
+    there = len(test.images)
+    if there <= MOST_TESTED:
+        return test
+    print(f"{folder}: tests are made with {MOST_TESTED:,} of {there:,} images, spread evenly", file=sys.stderr)
+    rows = evenly(torch.arange(there), MOST_TESTED)
+    return TestSet(test.images.of(rows), test.recordings[rows])
+
+
+def labelled(data: UserImages, rows: Tensor) -> Labelled:
+    return Labelled(data.images[rows], data.user_index[rows])
+
+
+def of_users(found: UserImages, names: list[str], folder: Path) -> Labelled:
+    """The images of a folder with the numbers that its users have in `names`."""
+    for name in found.user_names:
+        knows = f"is no user of this model{nearest(name, names)}; it knows {some(names, 8)}"
+        require(name in names, f"{folder}: the folder {name} {knows}")
+    numbers = torch.tensor([names.index(name) for name in found.user_names])
+    return Labelled(found.images, numbers[found.user_index])
+
+
+def numbers_of_recordings(data: UserImages, rows: Iterable[int], config: DataConfig) -> Tensor:
+    """A number for the recording of each of these rows, the same within a recording of a user: int64."""
+    seen: dict[tuple[int, str], int] = {}
+    keys = ((int(data.user_index[row]), recording_of(data.paths[row], config.pattern)) for row in rows)
+    return torch.tensor([seen.setdefault(key, len(seen)) for key in keys])
+
+
+@torch.no_grad()
+def reconstructions(vae: AutoencoderKL, real: Labelled, device: torch.device) -> Labelled:
+    """The same images as they come out of the VAE."""
+    batches = progress(real.images.split(BATCH), desc="reconstructing", unit="batch", leave=False)
+    decoded = [to_uint8(reconstruct(vae, to_float(batch.to(device)))).cpu() for batch in batches]
+    return Labelled(torch.cat(decoded), real.users)
