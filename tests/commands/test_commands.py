@@ -230,7 +230,7 @@ def test_a_run_does_not_go_on_with_another_vae_or_other_images(runs, tmp_path):
     assert (runs / "l2/final_model/unet/config.json").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("what", ["another VAE", "another scale", "fewer epochs", "a full disk"])
+@pytest.mark.parametrize("what", ["another VAE", "another scale", "fewer epochs", "fewer steps", "a full disk"])
 def test_a_refused_start_leaves_a_finished_run_unchanged(runs, tmp_path, monkeypatch, what):
     run, other, more = tmp_path / "l", tmp_path / "other_vae", ["--learning_rate", "0.5"]
     shutil.copytree(runs / "l", run)
@@ -241,6 +241,8 @@ def test_a_refused_start_leaves_a_finished_run_unchanged(runs, tmp_path, monkeyp
         autoencoder.config = replace(autoencoder.config, scaling_factor=0.9 * autoencoder.config.scaling_factor)
     elif what == "fewer epochs":
         more += ["--num_epochs", "1"]
+    elif what == "fewer steps":
+        more += ["--num_steps", "7"]
     else:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 0))
         more += ["--set", "ldm_training.keep_checkpoints=9"]
@@ -250,6 +252,7 @@ def test_a_refused_start_leaves_a_finished_run_unchanged(runs, tmp_path, monkeyp
         "another VAE": "the VAE is not what this run began with",
         "another scale": "the VAE is not what this run began with",
         "fewer epochs": "the run has already taken 8 steps, more than the 4 asked for; raise num_epochs",
+        "fewer steps": "the run has already taken 8 steps, more than the 7 asked for; raise num_steps",
         "a full disk": "need .* free; lower keep_checkpoints",
     }[what]):  # fmt: skip
         ldm.main(["--config", TINY, "--data_dir", str(runs / "data"), "--output_dir", str(run),

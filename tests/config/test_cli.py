@@ -26,6 +26,7 @@ FLAGS = [
     ("batch_size", "3", 3, ["T.batch_size"]),
     ("gradient_accumulation_steps", "5", 5, ["T.gradient_accumulation_steps"]),
     ("num_epochs", "7", 7, ["T.num_epochs"]),
+    ("num_steps", "7", 7, ["T.num_steps"]),
     ("learning_rate", "3e-5", 3e-5, ["T.optimizer.learning_rate"]),
     ("cross_attention_dim", "128", 128, ["unet.cross_attention_dim", "user_encoder.dim"]),
     ("mixed_precision", "bf16", "bf16", ["T.mixed_precision"]),
@@ -76,7 +77,8 @@ def test_a_flag_changes_its_keys_and_no_other(stage, dashes, flag, text, value, 
     option = "--" + (flag.replace("_", "-") if dashes else flag)
     before, after = flat(command(stage)), flat(command(stage, option, text))
     changed = {key: after[key] for key in after if after[key] != before[key]}
-    assert changed == {key.replace("T.", f"{stage}_training."): value for key in keys}
+    cleared = {f"{stage}_training.num_epochs": None} if flag == "num_steps" else {}  # it takes its place
+    assert changed == {key.replace("T.", f"{stage}_training."): value for key in keys} | cleared
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -85,6 +87,18 @@ def test_set_wins_over_a_flag_and_the_last_set_over_the_first(stage):
     for order in (["--batch_size", "2", "--set", f"{key}=3"], ["--set", f"{key}=3", "--batch_size", "2"]):
         assert flat(command(stage, *order))[key] == 3
     assert flat(command(stage, "--set", f"{key}=3", "--set", f"{key}=4"))[key] == 4
+
+
+def test_two_flags_of_which_one_can_be_given_are_refused():
+    for stage in STAGES:
+        with pytest.raises(UserError, match=r"^--num_epochs 3 and --num_steps 5: only one of them can be given$"):
+            command(stage, "--num_steps", "5", "--num-epochs", "3")
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in (ROOT / "configs").glob("*.yaml")))
+def test_a_recorded_number_of_epochs_is_taken_by_every_preset(preset):
+    config = command("ldm", "--config", str(ROOT / f"configs/{preset}.yaml"), *RECORDED.format(4, 512, 1000).split())
+    assert (config.ldm_training.num_epochs, config.ldm_training.num_steps) == (100, None)
 
 
 def test_a_flag_wins_over_the_config_file():

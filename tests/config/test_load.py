@@ -268,6 +268,36 @@ def test_text_that_is_no_plain_yaml_mapping_is_refused(read, text, expected):
     assert expected in message
 
 
+# ---- alternatives
+
+EITHER = [("net.heads", "net.size")]  # the sizes that stand lower give way to heads, and the other way round
+
+
+@pytest.mark.parametrize("upper", ["file", "override", "override of the section"])
+@pytest.mark.parametrize(
+    ("lower", "key", "text", "expected"),
+    [
+        ("heads: 2", "size", "[1, 2]", Net((32, 64), size=(1, 2))),
+        ("size: [1, 2]", "heads", "2", Net((32, 64), heads=2)),
+        ("heads: 2", "heads", "4", Net((32, 64), heads=4)),
+        ("heads: 2, size: [1, 2]", "heads", "4", Net((32, 64), heads=4)),
+        ("heads: x", "size", "[1, 2]", Net((32, 64), size=(1, 2))),
+    ],
+)
+def test_a_key_takes_the_place_of_its_alternatives_below(tmp_path, upper, lower, key, text, expected):
+    (tmp_path / "root.yaml").write_text(f"net: {{channels: [32, 64], {lower}}}\n")
+    above = f"net: {{{key}: {text}}}\n" if upper == "file" else ""
+    (tmp_path / "a.yaml").write_text(f"base: root.yaml\n{above}")
+    override = ("net", f"{{{key}: {text}}}") if "section" in upper else (f"net.{key}", text)
+    overrides = [] if upper == "file" else [("--set", *override)]
+    assert load_yaml(Experiment, tmp_path / "a.yaml", overrides, alternatives=EITHER).net == expected
+
+
+def test_alternatives_in_one_place_are_left_to_the_dataclass(tmp_path):
+    (tmp_path / "a.yaml").write_text("net: {channels: [32], heads: 2, size: [1, 2]}")
+    assert load_yaml(Experiment, tmp_path / "a.yaml", alternatives=EITHER).net == Net((32,), 2, (1, 2))
+
+
 # ---- overrides
 
 

@@ -90,6 +90,46 @@ def test_flips_go_with_latents_that_are_not_cached():
     assert tiny("data.horizontal_flip=true", "latents.cache_latents=false").data.horizontal_flip
 
 
+# ---- the length of a training, in epochs or in steps
+
+
+@pytest.mark.parametrize("stage", ["vae", "ldm"])
+@pytest.mark.parametrize(
+    ("file", "settings", "expected"),
+    [
+        ("num_steps: 9", [], (None, 9)),
+        ("num_epochs: 5", [], (5, None)),
+        ("num_steps: null", [], (2, None)),
+        ("num_steps: 9, num_epochs: null", [], (None, 9)),
+        ("num_steps: 9", ["num_epochs=3"], (3, None)),
+        ("num_steps: 9", ["num_epochs=3", "num_steps=4"], (None, 4)),
+        ("num_steps: 9", ["num_steps=4", "num_epochs=3"], (3, None)),
+        ("num_steps: 9", ["num_steps=null", "num_epochs=3"], (3, None)),
+        ("num_steps: 9", ["num_epochs=3", "num_steps=null"], (3, None)),
+        ("batch_size: 1", ["num_steps=4"], (None, 4)),
+    ],
+)
+def test_the_last_to_set_a_length_decides_epochs_or_steps(tmp_path, stage, file, settings, expected):
+    section, path = f"{stage}_training", tmp_path / "a.yaml"
+    path.write_text(f"base: {PATH}\n{section}: {{{file}}}\n")
+    config = Config.read(path, [("--set", *f"{section}.{setting}".split("=")) for setting in settings])
+    assert (config.training(stage).num_epochs, config.training(stage).num_steps) == expected
+    other = "ldm" if stage == "vae" else "vae"
+    assert config.training(other) == tiny().training(other)
+
+
+def test_two_lengths_in_one_file_or_none_are_refused(file):
+    two = file(("num_epochs: 2\n  batch_size: 4\n  ema", "num_epochs: 2\n  num_steps: 9\n  batch_size: 4\n  ema"))
+    line = line_of(two, "  num_steps:")
+    said = "section ldm_training: num_epochs is 2 and num_steps 9; set only one of them"
+    assert refused(two) == f"{two}, line {line - 1} and {two}, line {line}: {said}"
+    none = file(("num_epochs: 2\n  batch_size: 4\n  ema", "batch_size: 4\n  ema"))
+    said = "section ldm_training: num_epochs or num_steps must be set"
+    assert refused(none) == f"{none}, line {line_of(none, 'ldm_training:')}: {said}"
+    setting = "ldm_training.num_epochs=null"
+    assert refused(PATH, [(f"--set {setting}", *setting.split("="))]) == f"--set {setting}: {said}"
+
+
 # ---- widths that follow from others
 
 

@@ -47,7 +47,29 @@ def test_impossible_weights_are_refused_by_name(change):
 
 
 def test_a_step_learns_from_all_its_micro_batches():
-    assert TrainingConfig("runs/x", 1, batch_size=3, gradient_accumulation_steps=4).images_per_step == 12
+    assert TrainingConfig("runs/x", 3, 1, gradient_accumulation_steps=4).images_per_step == 12
+
+
+@pytest.mark.parametrize(("images", "steps"), [(1, 5), (12, 5), (13, 10), (1000, 420)])
+def test_epochs_grow_with_the_images_and_steps_do_not(images, steps):
+    epochs = TrainingConfig("runs/x", 3, num_epochs=5, gradient_accumulation_steps=4)
+    assert (epochs.total_steps(images), epochs.length_key) == (steps, "num_epochs")
+    fixed = TrainingConfig("runs/x", 3, num_steps=7)
+    assert (fixed.total_steps(images), fixed.length_key) == (7, "num_steps")
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, "num_epochs or num_steps must be set"),
+        ({"num_epochs": 3, "num_steps": 5}, "num_epochs is 3 and num_steps 5; set only one of them"),
+        ({"num_epochs": 0}, "num_epochs must be at least 1, not 0"),
+        ({"num_steps": 0}, "num_steps must be at least 1, not 0"),
+    ],
+)
+def test_a_training_without_one_length_is_refused(settings, expected):
+    with pytest.raises(UserError, match=f"^{expected}$"):
+        TrainingConfig("runs/x", 1, **settings)
 
 
 @pytest.mark.parametrize(

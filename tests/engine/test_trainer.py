@@ -104,7 +104,7 @@ class Run:
 
     def __init__(self, folder, total=7, factors=None, gradient_factors=None, before=NOTHING, full=NOTHING,
                  score=lambda _: 1.0, scaled=True, max_grad_norm=NO_LIMIT, data="samples", **options):  # fmt: skip
-        config = training(folder, num_epochs=total, **options)
+        config = training(folder, **{"num_epochs": total} | options)
         self.stage = ProblemStage(
             config, factors, gradient_factors, before, full, score, scaled, max_grad_norm, data
         )
@@ -195,8 +195,26 @@ def test_a_run_started_again_resumes_and_ends_in_the_same_bytes(tmp_path):
 def test_a_run_with_more_steps_than_are_asked_for_is_refused(tmp_path):
     Run(tmp_path, 7)()
     assert Run(tmp_path, 7).resume() == 7
-    with pytest.raises(UserError, match=r"the run has already taken 7 steps, more than the 5 asked for; raise num_"):
+    taken = "the run has already taken 7 steps, more than"
+    with pytest.raises(UserError, match=f"{taken} the 5 asked for; raise num_epochs"):
         Run(tmp_path, 5).resume()
+    with pytest.raises(UserError, match=f"{taken} the 6 asked for; raise num_steps"):
+        Run(tmp_path, None, num_steps=6).resume()
+
+
+def test_as_many_steps_are_the_same_training_as_the_epochs(tmp_path):
+    """The learning rate's fall included; and a run goes on when it is told the same length in the other way."""
+
+    def dies(number):
+        if number == 5:
+            raise ZeroDivisionError
+
+    epochs, steps = Run(tmp_path / "a", 7, save_interval=3)(), Run(tmp_path / "b", None, num_steps=7, save_interval=3)()
+    assert steps.rates == epochs.rates
+    assert_same_end(epochs, steps)
+    with pytest.raises(ZeroDivisionError):
+        Run(tmp_path / "c", 7, before=dies, save_interval=3)()
+    assert_same_end(epochs, Run(tmp_path / "c", None, num_steps=7, save_interval=3)())
 
 
 def test_a_run_on_other_inputs_is_refused(tmp_path):

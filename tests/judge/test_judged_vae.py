@@ -61,8 +61,8 @@ def grey(images):
     return torch.zeros_like(images)
 
 
-def stage(folder, data: UserImages | None = None) -> JudgedVAEStage:
-    config = tiny(f"vae_training.output_dir={folder}", *PATTERN)
+def stage(folder, data: UserImages | None = None, *settings: str) -> JudgedVAEStage:
+    config = tiny(f"vae_training.output_dir={folder}", *PATTERN, *settings)
     data = data or walkers()
     made = JudgedVAEStage(config, data, tiny_vae(config), None)
     made.build(CPU, "no")
@@ -103,6 +103,11 @@ def test_grey_reconstructions_keep_nothing_and_the_end_warns(ended):
     for words in ("a network recognises", "ridge regression recognises", "vae.latent_channels (now 4)",
                   "vae.channels (now [8, 16])", "vae_training.num_epochs (now 2)"):  # fmt: skip
         assert words in warned
+
+
+def test_the_warning_names_the_length_that_the_config_speaks_of(tmp_path):
+    said = stage(tmp_path, None, "vae_training.num_steps=9").too_little([])
+    assert said.endswith("or raise vae_training.num_steps (now 9)")
 
 
 def test_judges_at_chance_say_that_they_cannot_tell(ended):

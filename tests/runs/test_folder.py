@@ -97,6 +97,22 @@ def test_more_epochs_change_a_cosine_learning_rate_and_say_so(tmp_path, capsys, 
 
 
 @pytest.mark.parametrize(
+    ("before", "now", "words"),
+    [
+        ("num_epochs=2", "num_steps=9", "num_epochs was 2, is None; ldm_training.num_steps was None, is 9"),
+        ("num_steps=9", "num_epochs=2", "num_epochs was None, is 2; ldm_training.num_steps was 9, is None"),
+        ("num_steps=9", "num_steps=10", "goes on with another config: ldm_training.num_steps was 9, is 10"),
+    ],
+)
+def test_a_run_goes_on_with_another_length_in_epochs_or_steps(tmp_path, capsys, before, now, words):
+    open_run(tmp_path, tiny(f"ldm_training.{before}"), "ldm")
+    open_run(tmp_path, tiny(f"ldm_training.{now}"), "ldm")
+    said = "; the learning rate is from here on that of a run of the new length\n"
+    assert capsys.readouterr().err.endswith(f"{words}{said}")
+    assert Config.read(tmp_path / "config.yaml") == tiny(f"ldm_training.{now}")
+
+
+@pytest.mark.parametrize(
     ("stage", "setting", "words"),
     [
         ("ldm", "seed=1", "seed was 0, is 1"),

@@ -55,7 +55,7 @@ class Training:
 
 
 def pieces_of(size: int, auto: bool = True) -> MicroBatch:
-    return MicroBatch(TrainingConfig("runs/x", 1, batch_size=BATCH, auto_batch=auto), size)
+    return MicroBatch(TrainingConfig("runs/x", BATCH, num_epochs=1, auto_batch=auto), size)
 
 
 def gradients(model: nn.Module) -> list[torch.Tensor | None]:

@@ -10,7 +10,7 @@ from typing import NoReturn
 from train.base import processes
 from train.base.errors import SEE_MEMCHECK, Stopped, UserError, nearest, one_line, out_of_memory, require
 from train.config.load import CONFIGS, describe
-from train.config.schema import Config
+from train.config.schema import ALTERNATIVES, Config
 
 DEFAULT_CONFIG = CONFIGS / "medium.yaml"
 # Those of the flags below that the commands for a trained model use. They accept the others, but do not list them.
@@ -27,6 +27,7 @@ def flag_keys(stage: str) -> dict[str, tuple[str, ...]]:
         "batch_size": ("sampling.batch_size" if stage == "sample" else f"{training}.batch_size",),
         "gradient_accumulation_steps": (f"{training}.gradient_accumulation_steps",),
         "num_epochs": (f"{training}.num_epochs",),
+        "num_steps": (f"{training}.num_steps",),
         "learning_rate": (f"{training}.optimizer.learning_rate",),
         "cross_attention_dim": ("unet.cross_attention_dim", "user_encoder.dim"),
         "mixed_precision": (f"{training}.mixed_precision",),
@@ -97,6 +98,9 @@ def read_config(
     ]
     for source, _, value in overrides:
         require(value, f"{source.strip()}: needs a value, not an empty one")  # such as a shell variable that is not set
+    for group in ALTERNATIVES:
+        given = [source for source, key, _ in overrides if key in group]
+        require(len(given) < 2, f"{' and '.join(given)}: only one of them can be given")
     for setting in args.set:
         key, equals, value = setting.partition("=")
         require(equals and key, f"--set {setting}: must be SECTION.KEY=VALUE")

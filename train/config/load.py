@@ -1,9 +1,10 @@
 """Strict YAML into (frozen) dataclasses: one file is one experiment, and no key is ever ignored.
 
 A file may start from another (`base: medium.yaml`, relative to the file or else one of the project's configs); keys
-merge one by one. Every mistake is a `UserError` that names the file, the line and the key. PyYAML's node graph has the
-lines; what a scalar means, the dataclass's annotations say. Hence `1e-4` is a float (PyYAML reads a string), `no` is a
-choice of `Literal["no", "fp16"]` (PyYAML reads False), and `010` and `1:30` are no integers (PyYAML reads 8 and 90).
+merge one by one, and a key takes the place of its alternatives. Every mistake is a `UserError` that names the file, the
+line and the key. PyYAML's node graph has the lines; what a scalar means, the dataclass's annotations say. Hence `1e-4`
+is a float (PyYAML reads a string), `no` is a choice of `Literal["no", "fp16"]` (PyYAML reads False), and `010` and
+`1:30` are no integers (PyYAML reads 8 and 90).
 
 Annotations: int, float, bool, str, Literal, tuple[T, ...], tuple[T, U], unions, nested dataclasses.
 """
@@ -45,6 +46,10 @@ class Node:
     override: str | None = None  # a value's text as typed on the command line
     in_no_file: bool = False  # True: a section that only the command line mentions
 
+    @property
+    def is_null(self) -> bool:
+        return isinstance(self.value, str) and self.value in NULLS and not self.quoted
+
     def __str__(self) -> str:
         if isinstance(self.value, str):
             text = self.value if len(self.value) <= 60 else self.value[:57] + "..."
@@ -54,17 +59,19 @@ class Node:
 
 def load_yaml(
     cls: type[T], path: str | Path, overrides: Sequence[tuple[str, str, str]] = (),
-    derived: Mapping[str, str] = MappingProxyType({}),
+    derived: Mapping[str, str] = MappingProxyType({}), alternatives: Sequence[tuple[str, ...]] = (),
 ) -> T:
     """Read `path`, with its bases under it and `overrides` on top of it, into the dataclass `cls`.
 
     An override is (source, dotted key, value text), as in ("--set seed=8", "seed", "8"); errors name its source in
     place of a file and line. Its text is YAML, but taken as typed where the key is a str: regular expressions and
     paths need no quotes. `derived` maps dotted keys to those that they follow from: left out, or equal to them.
+    `alternatives` are groups of dotted keys (section.key) of which one is set: a file or override that sets one takes
+    back what stands under it of the others. That no more than one is set, the dataclass itself has to check.
     """
-    root = _read_with_bases(Path(path))
+    root = _read_with_bases(Path(path), alternatives)
     for source, dotted_key, text in overrides:
-        root = _merge(root, _read_override(source, dotted_key, text), from_file=False)
+        root = _overlay(root, _read_override(source, dotted_key, text), alternatives, from_file=False)
     for key, source in derived.items():
         section, _, name = key.rpartition(".")
         place, node = _at(root, section), _at(root, source)
@@ -124,7 +131,9 @@ def _at(root: Node, dotted_key: str) -> Node | None:
 # ---- text to nodes
 
 
-def _read_with_bases(path: Path, asked_by: str = "", above: tuple[str, ...] = ()) -> Node:
+def _read_with_bases(
+    path: Path, alternatives: Sequence[tuple[str, ...]], asked_by: str = "", above: tuple[str, ...] = ()
+) -> Node:
     """The root mapping of `path` merged over its base, its base's base, and so on.
 
     `asked_by` begins its errors: the file and line whose base it is, if any; `above` are the files that led here.
@@ -139,8 +148,9 @@ def _read_with_bases(path: Path, asked_by: str = "", above: tuple[str, ...] = ()
     require(named, f"{base.origin}: base must be the name of a YAML file, not {base}")
     beside, ours = path.parent / base.value, CONFIGS / base.value
     of_project = ours.parent == CONFIGS and os.path.isfile(ours) and not os.path.lexists(beside)
-    under = _read_with_bases(ours if of_project else beside, f"{base.origin}: base: ", (*above, real_path))
-    return _merge(under, root)
+    lower = ours if of_project else beside
+    under = _read_with_bases(lower, alternatives, f"{base.origin}: base: ", (*above, real_path))
+    return _overlay(under, root, alternatives)
 
 
 def _read_file(path: Path, asked_by: str) -> Node:
@@ -208,6 +218,17 @@ def _node(node: yaml.Node, where: Callable[[int], str]) -> Node:
         # A value's line is that of its key, where a reader looks for it, even if it is a list on the lines below.
         mapping[key.value] = dataclasses.replace(_node(value, where), origin=line)
     return Node(mapping, origin)
+
+
+def _overlay(under: Node, over: Node, alternatives: Sequence[tuple[str, ...]], from_file: bool = True) -> Node:
+    """`over` merged into `under`, which loses its keys of each group of alternatives of which `over` sets one."""
+    for group in alternatives:
+        if any((node := _at(over, key)) and not node.is_null for key in group):
+            for section, _, name in (key.rpartition(".") for key in group):
+                place = _at(under, section)
+                if place and isinstance(place.value, dict):
+                    place.value.pop(name, None)
+    return _merge(under, over, from_file)
 
 
 def _merge(under: Node, over: Node, from_file: bool = True) -> Node:
@@ -300,7 +321,7 @@ def _readings(kind: Any, node: Node) -> Iterator[Any]:
         raise TypeError(f"train.config.load knows no annotation {kind}")
     elif node.quoted:
         return
-    elif kind is NoneType and text in NULLS:
+    elif kind is NoneType and node.is_null:
         yield None
     elif kind is bool and text.lower() in BOOLS:
         yield BOOLS[text.lower()]

@@ -19,6 +19,8 @@ DERIVED = {
     "unet.latent_channels": "vae.latent_channels",
     "user_encoder.dim": "unet.cross_attention_dim",
 }
+# Keys of which one is set: a file's num_steps gives way to the flag --num_epochs, and the other way round.
+ALTERNATIVES = tuple((f"{stage}_training.num_epochs", f"{stage}_training.num_steps") for stage in ("vae", "ldm"))
 # The least height and width, in pixels, that the last layers of the discriminator and of VGG16 need.
 SMALLEST_IMAGE = {"adversarial_weight": 24, "perceptual_weight": 16}
 
@@ -41,7 +43,7 @@ class Config:
     @classmethod
     def read(cls, path: Path, overrides: Sequence[tuple[str, str, str]] = ()) -> "Config":
         """The config in a file, changed by `overrides` (train/config/load.py)."""
-        return load_yaml(cls, path, overrides, DERIVED)
+        return load_yaml(cls, path, overrides, DERIVED, ALTERNATIVES)
 
     def as_yaml(self) -> str:
         """The YAML text that `read` turns into an equal config."""

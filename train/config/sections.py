@@ -9,6 +9,7 @@ from typing import Literal
 
 from diffusion.sampling import SamplingConfig
 from train.base.errors import UserError, require
+from train.base.randomness import steps_per_epoch
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
 MAX_RESOLUTION = 8192  # pixels; more is a typing error
@@ -116,9 +117,12 @@ class OptimConfig:
 @dataclass(frozen=True)
 class TrainingConfig:
     output_dir: str
-    num_epochs: int
     batch_size: int
     """Images that go through the model at once (the micro-batch), in each process."""
+    num_epochs: int | None = None
+    """The training's length in passes over the training images, or, without it:"""
+    num_steps: int | None = None
+    """The length in optimizer steps, whatever the number of images."""
     gradient_accumulation_steps: int = 1
     """Micro-batches in one optimizer step."""
     auto_batch: bool = False
@@ -145,8 +149,20 @@ class TrainingConfig:
         """Images in the batch of one optimizer step, in all processes together."""
         return self.batch_size * self.gradient_accumulation_steps
 
+    @property
+    def length_key(self) -> str:
+        """The key that says how long the training is."""
+        return "num_epochs" if self.num_steps is None else "num_steps"
+
+    def total_steps(self, images: int) -> int:
+        """Optimizer steps of the whole training on this many images."""
+        return self.num_steps or self.num_epochs * steps_per_epoch(images, self.images_per_step)
+
     def __post_init__(self) -> None:
-        for name in ("num_epochs", "batch_size", "gradient_accumulation_steps", "sample_interval", "save_interval",
+        lengths = (self.num_epochs, self.num_steps)
+        require(any(length is not None for length in lengths), "num_epochs or num_steps must be set")
+        require(None in lengths, "num_epochs is {} and num_steps {}; set only one of them".format(*lengths))
+        for name in (self.length_key, "batch_size", "gradient_accumulation_steps", "sample_interval", "save_interval",
                      "keep_checkpoints"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
         require(0 <= self.ema_decay < 1, f"ema_decay must be in [0, 1), not {self.ema_decay}")

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from train.base.errors import SEE_MEMCHECK, Stopped, UserError, explaining_out_of_memory
 from train.base.processes import gather, on_main
 from train.base.progress import progress
-from train.base.randomness import batch_rows, steps_per_epoch
+from train.base.randomness import batch_rows
 from train.base.units import gib
 from train.engine.device import peak_memory
 from train.engine.ema import EMA
@@ -41,8 +41,7 @@ class Trainer:
     def __init__(self, stage: Stage, micro_batch: MicroBatch, device: torch.device):
         self.stage, self.training, self.micro_batch, self.device = stage, stage.training, micro_batch, device
         self.train_rows = stage.split.train
-        epoch = steps_per_epoch(len(self.train_rows), self.training.images_per_step)
-        self.total_steps = self.training.num_epochs * epoch
+        self.total_steps = self.training.total_steps(len(self.train_rows))
         self.step = 0
         self.ema = EMA(stage.model, self.training.ema_decay, self.training.ema_on_cpu)
         self.best = Best(stage.metric, stage.better)
@@ -89,7 +88,7 @@ class Trainer:
 
     def resume(self) -> None:
         """Continue from the newest whole checkpoint. Nothing is written. UserError where it is of another run."""
-        self.step = load_run(self.checkpoints, self.total_steps, self.state())
+        self.step = load_run(self.checkpoints, self.total_steps, self.training.length_key, self.state())
 
     def state(self) -> dict:
         """All that a checkpoint holds."""

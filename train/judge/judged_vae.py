@@ -93,13 +93,13 @@ class JudgedVAEStage(VAEStage):
         return summary
 
     def too_little(self, lost: list[Kept]) -> str:
-        vae, training = self.model.config, self.training
+        vae, length = self.model.config, self.training.length_key
         said = "; ".join(one.in_words() for one in lost)
         return (
             f"its reconstructions lose what tells users apart, and images made with it will too: {said}. That is less "
             f"than {ENOUGH:.0%} of the accuracy on real images. Raise vae.latent_channels (now {vae.latent_channels}), "
             f"or take a number out of vae.channels (now {list(vae.channels)}), which is one halving less, and train in "
-            f"another output_dir; or raise vae_training.num_epochs (now {training.num_epochs})"
+            f"another output_dir; or raise vae_training.{length} (now {getattr(self.training, length)})"
         )
 
 

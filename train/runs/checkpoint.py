@@ -131,17 +131,18 @@ def _require_whole(path: Path) -> None:
     require(same, f"{path / STATE}: does not have the checksum that it was saved with")
 
 
-def load_run(folder: Path, total_steps: int, state: dict[str, Stateful]) -> int:
+def load_run(folder: Path, total_steps: int, length_key: str, state: dict[str, Stateful]) -> int:
     """Load the newest undamaged checkpoint into `state`; returns its step, or 0 where there is none.
 
-    Nothing is written. UserError where the checkpoint is of another run, or after more than `total_steps` steps.
+    Nothing is written. UserError where the checkpoint is of another run, or after more than `total_steps` steps, which
+    the config's `length_key` asks for.
     """
     found = load_latest(folder)
     if found is None:
         return 0
     taken, names = found.step, ", ".join(found.state)
     require(taken <= total_steps, f"{found.path}: the run has already taken {taken} steps, more than the {total_steps} "
-            "asked for; raise num_epochs")
+            f"asked for; raise {length_key}")
     require(found.state.keys() == state.keys(),
             f"{found.path}: holds {names}, this run {', '.join(state)}; use another output_dir")
     for name, part in state.items():

@@ -21,11 +21,12 @@ SECTIONS = {
     "vae": ("seed", "data", "vae", "vae_loss", "vae_training"),
     "ldm": ("seed", "data", "latents", "user_encoder", "unet", "schedule", "ldm_loss", "ldm_training"),
 }
+LENGTH = {"num_epochs", "num_steps"}
 # Keys that may change when a run is resumed: how long, how often, how the work is divided, and where things are; and
 # the learning rate, which has to be lowered when the loss is no longer finite.
-SAFE = {
-    "num_epochs", "max_hours", "sample_interval", "save_interval", "keep_checkpoints", "auto_batch",
-    "gradient_checkpointing", "shard_optimizer", "ema_on_cpu", "output_dir", "dir", "vae_path", "learning_rate",
+SAFE = LENGTH | {
+    "max_hours", "sample_interval", "save_interval", "keep_checkpoints", "auto_batch", "gradient_checkpointing",
+    "shard_optimizer", "ema_on_cpu", "output_dir", "dir", "vae_path", "learning_rate",
 }  # fmt: skip
 CUT = {"batch_size", "gradient_accumulation_steps"}  # safe as long as their product stays the same
 
@@ -35,7 +36,7 @@ def open_run(folder: Path, config: Config, stage: str) -> None:
     differing = refuse_other_run(folder, config, stage)
     if differing:
         cosine = config.training(stage).optimizer.lr_schedule == "cosine"
-        longer = cosine and any("num_epochs" in key for key in differing)
+        longer = cosine and any(key in said for key in LENGTH for said in differing)
         rate = "; the learning rate is from here on that of a run of the new length" if longer else ""
         print(f"{folder}: goes on with another config: {'; '.join(differing)}{rate}", file=sys.stderr)
     save_config(config, folder, stage)
