@@ -70,6 +70,7 @@ def test_the_presets_have_the_parameters_of_the_design(name, parameters):
         (["vae.norm_groups=5"], "channels 8 cannot be divided into 5 norm_groups"),
         (["vae_loss.perceptual_weight=1"], "perceptual_weight needs perceptual_weights"),
         (["vae_loss.kl_weight=-1"], "must not be negative"),
+        (["vae_loss.border_weight=0"], "border_weight must be positive, not 0"),
         (["ldm_training.batch_size=0"], "batch_size must be at least 1, not 0"),
         (["ldm_training.ema_decay=1"], r"ema_decay must be in \[0, 1\), not 1"),
         (["ldm_training.optimizer.learning_rate=0"], "learning_rate and max_grad_norm must be positive"),

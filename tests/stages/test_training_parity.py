@@ -126,7 +126,7 @@ def idle_weights(model: UserDenoiser) -> set[str]:
 
 @pytest.mark.parametrize(("reconstruction", "criterion"), [("l1", F.l1_loss), ("l2", F.mse_loss)])
 def test_twenty_vae_steps_have_losses_and_weights_of_diffusers(reconstruction, criterion):
-    config = tiny(f"vae_loss.reconstruction={reconstruction}", "vae_loss.kl_weight=0.01")
+    config = tiny(f"vae_loss.reconstruction={reconstruction}", "vae_loss.kl_weight=0.01", "vae_loss.border_weight=1")
     vae = tiny_vae(config).train()
     other = diffusers_vae(vae.config).train()
     other.load_state_dict(vae.state_dict(), strict=True)

@@ -9,12 +9,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from nets.perceptual import LAYERS, VGG16Distance
-from nets.vae import DiagonalGaussian
+from nets.vae import AutoencoderKL, DiagonalGaussian, VAEConfig
 from tests.float64 import float64
 from tests.tiny import tiny, tiny_vae
 from train.base.errors import UserError
 from train.config.sections import VAELossConfig
-from train.stages.vae_loss import load_vgg16, reconstruction_and_kl, vae_losses
+from train.stages.vae_loss import border_weights, load_vgg16, reconstruction_and_kl, vae_losses
 
 LOSS = VAELossConfig(kl_weight=1e-3)
 
@@ -33,6 +33,55 @@ def test_reconstruction_is_the_mean_over_an_images_values(kind, expected):
     decoded = x + torch.tensor([0.5, -3.0]).view(2, 1, 1, 1)
     terms = reconstruction_and_kl(x, decoded, posterior(), VAELossConfig(reconstruction=kind))
     assert terms["reconstruction"].tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_corners_count_as_the_square_of_the_border():
+    weights = border_weights(5, 7, 4.0)
+    inside = weights[1, 1]
+    assert float(weights.mean()) == pytest.approx(1)
+    assert (weights[1:-1, 1:-1] / inside - 1).abs().max() < 1e-6
+    for border in (weights[0, 1:-1], weights[-1, 1:-1], weights[1:-1, 0], weights[1:-1, -1]):
+        assert (border / inside - 4).abs().max() < 1e-5
+    assert (weights[[0, 0, -1, -1], [0, -1, 0, -1]] / inside - 16).abs().max() < 1e-5
+    assert torch.equal(border_weights(5, 7, 1.0), torch.ones(5, 7))
+
+
+@float64()
+def test_an_error_in_a_corner_costs_its_weight():
+    x = torch.zeros(2, 3, 6, 6)
+    decoded = x.clone()
+    decoded[0, :, 2, 3], decoded[1, :, 0, -1] = 0.5, 0.5
+    inside, corner = reconstruction_and_kl(x, decoded, posterior(), VAELossConfig(border_weight=3))["reconstruction"]
+    assert float(corner / inside) == pytest.approx(9)
+
+
+def spots(count: int, side: int = 32) -> torch.Tensor:
+    """Images (count, 3, side, side) of a bright ground with one dark spot each."""
+    at, grid = torch.rand(count, 2, 1, 1) * side, torch.arange(side)
+    squared = (grid.view(-1, 1) - at[:, :1]).square() + (grid - at[:, 1:]).square()
+    return (0.5 - torch.exp(-squared / 40)).expand(-1, 3, -1, -1)
+
+
+def corner_bias(border_weight: float) -> float:
+    """How far (levels) the mean of a short-trained VAE's corner pixels is off."""
+    loss = VAELossConfig(reconstruction="l2", border_weight=border_weight)
+    torch.manual_seed(2)
+    vae = AutoencoderKL(VAEConfig(channels=(8, 16), norm_groups=4))
+    optimizer = torch.optim.Adam(vae.parameters(), lr=5e-3)
+    for _ in range(120):
+        optimizer.zero_grad()
+        vae_losses(vae, spots(2), torch.randn(2, 4, 16, 16), loss)["loss"].mean().backward()
+        optimizer.step()
+    x = spots(64)
+    with torch.no_grad():
+        off = 127.5 * (vae.decode(vae.encode(x).mean) - x).mean(0)  # I H W
+    return float(off[:, [0, 0, -1, -1], [0, -1, 0, -1]].square().mean().sqrt())
+
+
+def test_corners_are_learnt_sooner_than_from_a_plain_mean():
+    plain, weighted = corner_bias(1.0), corner_bias(4.0)
+    assert plain > 8  # zero padding leaves a mark
+    assert weighted < 0.75 * plain
 
 
 def test_kl_is_the_mean_over_a_samples_latent_components_in_nats():
@@ -55,7 +104,7 @@ def test_the_papers_weight_of_1e_6_on_sums_is_8_3e_8_on_means():
     x, decoded = torch.randn(2, 2, 3, 128, 128)
     gaussian = posterior()
     theirs = (decoded - x).abs().sum(dim=(1, 2, 3)) + 1e-6 * gaussian.kl()
-    ours = reconstruction_and_kl(x, decoded, gaussian, VAELossConfig(kl_weight=8.333333e-8))["loss"]
+    ours = reconstruction_and_kl(x, decoded, gaussian, VAELossConfig(kl_weight=8.333333e-8, border_weight=1))["loss"]
     torch.testing.assert_close(49_152 * ours, theirs)
     assert pytest.approx(8.3e-8, rel=0.01) == 1e-6 * 4096 / 49_152
 

@@ -75,6 +75,8 @@ class LatentsConfig:
 @dataclass(frozen=True)
 class VAELossConfig:
     reconstruction: Literal["l1", "l2"] = "l1"
+    border_weight: float = 4.0
+    """Weight of a pixel at the border, and root of that of one in a corner, over one inside; 1 is the plain mean."""
     kl_weight: float = 1e-6
     """Weight of the mean KL per latent component; the mean error per pixel value has weight 1."""
     perceptual_weight: float = 0.0
@@ -89,6 +91,7 @@ class VAELossConfig:
         least = min(self.kl_weight, self.perceptual_weight, self.adversarial_weight, self.adversarial_start)
         require(least >= 0,
                 "kl_weight, perceptual_weight, adversarial_weight and adversarial_start must not be negative")
+        require(self.border_weight > 0, f"border_weight must be positive, not {self.border_weight}")
         require(not self.perceptual_weight or self.perceptual_weights is not None,
                 "perceptual_weight needs perceptual_weights, the path of a VGG16 weights file")
 
