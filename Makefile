@@ -34,7 +34,7 @@ ifneq ($(words $(OUT)),1)
 $(error OUT is "$(OUT)", where Make can make nothing: give an OUT=folder without spaces)
 endif
 
-.PHONY: help setup data check memcheck train-vae train-ldm sample evaluate bench test test-portable lint clean
+.PHONY: help setup data check memcheck train-vae train-ldm sample evaluate augment bench test test-portable lint clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -82,6 +82,9 @@ sample: $(READY)  ## generate images with the trained model (ARGS="--users ID1 I
 evaluate: $(READY)  ## generate four images for each training image (where they are not there yet), and judge them
 	$(PYTHON) -m train.sample --model $(MODEL) --per_training_image 4
 	$(PYTHON) -m train.evaluate --model $(MODEL) $(ARGS)
+
+augment: $(READY)  ## real training images and generated ones in one folder, for any classifier (ARGS="--per_user 20")
+	$(PYTHON) -m train.augment --model $(MODEL) $(ARGS)
 
 bench: $(TOOLS)  ## speed of the UNet against that of diffusers, interleaved
 	$(PYTHON) -m train.bench --config "$(CONFIG)" $(ARGS)

@@ -92,6 +92,12 @@ def test_images_are_made_by_the_training_images_and_then_judged(target, times):
     assert judged == ["train.evaluate", "--model", "o/ldm/final_model", *arguments]
 
 
+def test_augment_passes_on_what_is_asked_of_it():
+    assert flags("augment", "augment", "OUT=o", "ARGS=--per_user 3 --sift") == [
+        "--model", "o/ldm/final_model", "--per_user", "3", "--sift",
+    ]  # fmt: skip
+
+
 def test_check_looks_at_the_disk_that_the_run_will_fill():
     found = flags("check", "check", "OUT=o")
     assert found[found.index("--output_dir") + 1] == "o/ldm"

@@ -9,18 +9,17 @@ import argparse
 from pathlib import Path
 
 from train.base.errors import nearest, require, some
-from train.base.progress import progress
+from train.base.processes import on_main
 from train.base.units import counted
 from train.config import cli
-from train.data.images import save_picture, to_picture
+from train.data.images import save_picture
 from train.data.split import training_images
 from train.engine.device import pick_device
 from train.runs.final_model import config_path, load_ldm, split_path, trained_users
-from train.runs.generated import SEED, claim_folder, default_folder, overview, settings_of
-from train.stages.generate import generate
+from train.runs.generated import MOST_IMAGES, SEED, claim_folder, default_folder, image_paths, overview, settings_of
+from train.stages.generate import fill
 
-FLAGS = {flag: (f"sampling.{flag}",) for flag in ("sampler", "steps", "guidance")}
-IMAGES, MOST_IMAGES = 5, 100_000  # of each user
+IMAGES = 5  # of each user
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -32,13 +31,12 @@ def main(argv: list[str] | None = None) -> None:
     number.add_argument("--per_training_image", "--per-training-image", type=int, metavar="K",
                         help="instead: K for each training image of the user that has most, the same for every user")
     parser.add_argument("--seed", type=int, default=SEED)
-    for flag, (key,) in FLAGS.items():
-        parser.add_argument(f"--{flag}", help=cli.meaning((key,)))
+    cli.add_sampling(parser)
     args = parser.parse_args(argv)
     require(args.seed >= 0, f"--seed {args.seed}: must be at least 0")
     names = trained_users(args.model)
     num_images = images_of_each(args)
-    config = cli.read_config(args, "sample", default=config_path(args.model), more=FLAGS)
+    config = cli.read_config(args, "sample", default=config_path(args.model), more=cli.SAMPLING)
     for name in args.users or ():
         knows = f"not a user of this model{nearest(name, names)}; it knows {some(names, 8)}"
         require(name in names, f"--users {name!r}: {knows}")
@@ -48,22 +46,13 @@ def main(argv: list[str] | None = None) -> None:
     trained = load_ldm(args.model, config)
     settings = settings_of(config.sampling, args.seed, (trained.vae, trained.denoiser))
     folder = Path(args.output_dir) if args.output_dir else default_folder(args.model, settings)
-    vae, denoiser = trained.vae.to(device), trained.denoiser.to(device)
-    claim_folder(folder, settings)
+    on_main(lambda: claim_folder(folder, settings))
 
-    paths = {
-        (user, number): folder / names[user] / f"generated_{number:03d}.png"
-        for user in users for number in range(num_images)
-    }  # fmt: skip
-    missing = [image for image, path in paths.items() if not path.exists()]
-    size = config.sampling.batch_size
-    batches = [missing[start : start + size] for start in range(0, len(missing), size)]
-    for batch in progress(batches, desc="sampling", unit="batch") if batches else ():
-        images = generate(denoiser, vae, trained.schedule, config.sampling, batch, args.seed, size)
-        for image, pixels in zip(batch, images, strict=True):
-            save_picture(to_picture(pixels), paths[image])
-    save_picture(overview(folder, names, config.data), folder / "grid.png")
-    already = f" ({len(paths) - len(missing)} there already)" if len(missing) < len(paths) else ""
+    wanted = [(user, number) for user in users for number in range(num_images)]
+    paths = image_paths(folder, names, wanted)
+    there = fill(trained.to(device), config.sampling, args.seed, paths)
+    on_main(lambda: save_picture(overview(folder, names, config.data), folder / "grid.png"))
+    already = f" ({there} there already)" if there else ""
     said = f"{counted(len(paths), 'image')} of {counted(len(users), 'user')} in {folder}{already}"
     print(f"{said}; in one picture: {folder}/grid.png")
 

@@ -29,7 +29,7 @@ import torch
 from PIL import Image
 
 from tests.tiny import tiny
-from train import check, evaluate, ldm, memcheck, sample, simulate, vae
+from train import augment, check, evaluate, ldm, memcheck, sample, simulate, vae
 from train.base.errors import UserError
 from train.config import cli
 from train.config.schema import Config
@@ -38,13 +38,14 @@ from train.runs.checkpoint import load_latest
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = {
-    "check": check, "evaluate": evaluate, "ldm": ldm, "memcheck": memcheck, "sample": sample, "simulate": simulate,
-    "vae": vae,
+    "augment": augment, "check": check, "evaluate": evaluate, "ldm": ldm, "memcheck": memcheck, "sample": sample,
+    "simulate": simulate, "vae": vae,
 }  # fmt: skip
 VAE = "vae --config tiny.yaml --data_dir data --output_dir new"
 LDM = "ldm --config tiny.yaml --data_dir data --vae_path v/final_model --output_dir new"
 SAMPLE = "sample --model l/final_model --output_dir new"
 EVALUATE = "evaluate --model l/final_model --images l/generated"
+AUGMENT = "augment --model l/final_model --images l/generated --output_dir new"
 NO_LDM = "there is no trained LDM here; run make train-ldm, or give the final_model folder of one"
 RESUME_VAE = "vae --config tiny.yaml --data_dir data --output_dir v --num_epochs 1"
 RESUME_LDM = "ldm --config tiny.yaml --data_dir data --vae_path v/final_model --output_dir l --num_epochs 1"
@@ -617,6 +618,15 @@ LINES = {
     f"{EVALUATE} --seed -1": "--seed -1: must be at least 0",
     f"{EVALUATE} --test_dir nowhere": "--test_dir nowhere: no such folder; ...",
     f"{EVALUATE} --data_dir nowhere": "nowhere: no such folder; data.dir is what holds a folder of images per user",
+    "augment --model .": f".: {NO_LDM}",
+    f"{AUGMENT} --per_user 0": "--per_user 0: must be at least 1",
+    f"{AUGMENT} --per_user few": "argument --per_user/--per-user: invalid int value: 'few'",
+    f"{AUGMENT} --seed 5": "l/generated: holds images of other seed; give another as --images",
+    f"{AUGMENT} --output_dir l": "l: and the folder of the generated images by themselves, l/generated, lie in ...",
+    f"{AUGMENT} --output_dir v": "v: is not an empty folder, nor an augmented data set; give another --output_dir",
+    f"{AUGMENT} --output_dir data/new": "data/new: lies within data.dir data, where it would count as a user; ...",
+    f"{AUGMENT} --output_dir tiny.yaml/new": "tiny.yaml/new/augmented.json: cannot be written (Not a directory)",
+    f"{AUGMENT} --data_dir l": "l: ...",
     "memcheck --config tiny.yaml --stage train": "argument --stage: invalid choice: 'train' (choose from ...",
     "memcheck --config tiny.yaml --gpu T44": "--gpu T44: not a known card (did you mean T4?): P100, T4, ...",
     "memcheck --config tiny.yaml --users 0": "--users 0: must be at least 1 and at most 65536",

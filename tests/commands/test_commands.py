@@ -24,6 +24,7 @@ from train.engine import run, trainer
 from train.runs import model_folder
 from train.runs.checkpoint import load_latest, save_checkpoint
 from train.runs.folder import locked
+from train.stages import generate
 
 TINY = str(Path(__file__).parents[1] / "tiny.yaml")
 
@@ -400,14 +401,14 @@ def test_each_sampling_has_its_own_folder_and_evaluate_finds_it(runs, tmp_path, 
 def test_sampling_interrupted_or_repeated_keeps_images_and_grid(runs, tmp_path, monkeypatch, capsys):
     common = ["--model", str(runs / "l/final_model"), "--output_dir", str(tmp_path)]
     with monkeypatch.context() as patch:
-        whole = sample.generate
+        whole = generate.generate
 
         def killed_in_the_second_batch(*args):
             if list(tmp_path.rglob("generated_*.png")):
                 raise Killed
             return whole(*args)
 
-        patch.setattr(sample, "generate", killed_in_the_second_batch)
+        patch.setattr(generate, "generate", killed_in_the_second_batch)
         with pytest.raises(Killed):
             sample.main([*common, "--num_images", "3"])
     assert len(list(tmp_path.rglob("generated_*.png"))) == 4
@@ -423,8 +424,8 @@ def test_sampling_interrupted_or_repeated_keeps_images_and_grid(runs, tmp_path, 
 
 def test_another_batch_size_of_sampling_means_the_same_images(runs, tmp_path, monkeypatch, capsys):
     """It is no part of what a folder is named after, and what is there is not made again."""
-    asked, whole = [], sample.generate
-    monkeypatch.setattr(sample, "generate", lambda *args: asked.append((len(args[4]), args[6])) or whole(*args))
+    asked, whole = [], generate.generate
+    monkeypatch.setattr(generate, "generate", lambda *args: asked.append((len(args[4]), args[6])) or whole(*args))
     shutil.copytree(runs / "l/final_model", tmp_path / "final_model")
     model = ["--model", str(tmp_path / "final_model"), "--num_images", "2"]
     sample.main([*model, "--batch_size", "5"])

@@ -14,7 +14,17 @@ from train.config.schema import ALTERNATIVES, Config
 
 DEFAULT_CONFIG = CONFIGS / "medium.yaml"
 # Those of the flags below that the commands for a trained model use. They accept the others, but do not list them.
-USED = {"sample": ("batch_size", "output_dir"), "evaluate": ("data_dir",)}
+USED = {
+    "sample": ("batch_size", "output_dir"), "evaluate": ("data_dir",),
+    "augment": ("data_dir", "batch_size", "output_dir"),
+}  # fmt: skip
+# What --output_dir is to those that write images.
+OUTPUT = {
+    "sample": "folder of the images (default: generated/ beside the model)",
+    "augment": "folder of the data set (default: augmented/ beside the model)",
+}
+# The config keys of the flags that commands have which generate images.
+SAMPLING = {flag: (f"sampling.{flag}",) for flag in ("sampler", "steps", "guidance")}
 
 
 def flag_keys(stage: str) -> dict[str, tuple[str, ...]]:
@@ -75,10 +85,15 @@ def make_parser(command: str, description: str, stage: str) -> Parser:
         means = meaning(keys)
         if flag not in USED.get(command, (flag,)):
             means = argparse.SUPPRESS
-        elif (command, flag) == ("sample", "output_dir"):
-            means = "folder of the images (default: generated/ beside the model)"
+        elif flag == "output_dir":
+            means = OUTPUT.get(command, means)
         parser.add_argument(*names, dest=flag, default=None, help=means)
     return parser
+
+
+def add_sampling(parser: Parser) -> None:
+    for flag, keys in SAMPLING.items():
+        parser.add_argument(f"--{flag}", help=meaning(keys))
 
 
 def meaning(keys: tuple[str, ...]) -> str:

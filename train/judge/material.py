@@ -15,8 +15,9 @@ from train.config.schema import Config
 from train.config.sections import DataConfig
 from train.data.dataset import UserImages, evenly, load_images
 from train.data.images import to_float, to_uint8
-from train.data.split import load_split, recording_of
+from train.data.split import Split, load_split, recording_of
 from train.judge.labelled import Labelled
+from train.runs.augmented import generated_only
 from train.runs.final_model import split_path, trained_users
 from train.stages.vae import reconstruct
 
@@ -68,15 +69,16 @@ def collect(
     model: Path, config: Config, generated: Path, test_dir: Path | None, vae: AutoencoderKL, device: torch.device
 ) -> Material:
     """Read the images, and let the VAE reconstruct real ones. UserError where they do not suffice for a judgement."""
-    names = trained_users(model)
-    require(len(names) > 1, f"{model}: knows a single user, {names[0]}; a classifier needs two to tell apart")
-    data = load_images(config.data)
-    require(data.user_names == names, f"{config.data.dir}: does not hold the users that {model} was trained on")
-    split = load_split(split_path(model), data, config.data)
+    data, split = real_images(model, config)
+    names = data.user_names
     untested = [name for user, name in enumerate(names) if user not in data.user_index[split.held_out]]
     require(not untested, f"{config.data.dir}: nothing of {some(untested)} is held out, since there is one recording "
             "only; add a second one and train again, or train without them")
     made = load_images(replace(config.data, dir=str(generated)))
+    chosen = generated_only(generated, made.paths)
+    made = replace(
+        made, images=made.images[chosen], user_index=made.user_index[chosen], paths=[made.paths[row] for row in chosen]
+    )
     other = None
     if test_dir:
         require(test_dir.is_dir(), f"--test_dir {test_dir}: no such folder; give one that holds a folder per user")
@@ -101,6 +103,15 @@ def collect(
         held_out_reconstructed=reconstructions(vae, held_out.images.of(shown), device),
         other_conditions=other,
     )
+
+
+def real_images(model: Path, config: Config) -> tuple[UserImages, Split]:
+    """The images that a model was trained on and tests are made with; UserError where they are others."""
+    names = trained_users(model)
+    require(len(names) > 1, f"{model}: knows a single user, {names[0]}; a classifier needs two to tell apart")
+    data = load_images(config.data)
+    require(data.user_names == names, f"{config.data.dir}: does not hold the users that {model} was trained on")
+    return data, load_split(split_path(model), data, config.data)
 
 
 def few_enough(test: TestSet, folder: Path | str) -> TestSet:

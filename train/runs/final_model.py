@@ -9,6 +9,8 @@ Models are folders that `diffusers` opens (train/runs/model_folder.py).
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from diffusion.schedule import Schedule, make_schedule
 from nets.condition import UserConditionEncoder
 from nets.denoiser import UserDenoiser
@@ -69,11 +71,16 @@ def load_frozen_vae(folder: Path, config: Config) -> AutoencoderKL:
 
 @dataclass(frozen=True)
 class TrainedLDM:
-    """Models in evaluation mode, on the CPU."""
+    """Models in evaluation mode, on the CPU until they are moved."""
 
     vae: AutoencoderKL
     denoiser: UserDenoiser
     schedule: Schedule
+
+    def to(self, device: torch.device) -> "TrainedLDM":
+        self.vae.to(device)
+        self.denoiser.to(device)
+        return self
 
 
 def save_ldm(

@@ -1,6 +1,7 @@
 """A folder of generated images: `USER/generated_000.png`, ..., and the settings that made them, `settings.json`."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from train.runs.folder import is_free
 from train.runs.pictures import image_grid, user_labels
 
 SETTINGS = "settings.json"
+AUGMENTED = "augmented.json"  # the same of an augmented data set (train/runs/augmented.py)
 SEED = 0  # where none is given
+MOST_IMAGES = 100_000  # of each user
 GRID_USERS, GRID_IMAGES = 31, 30
 
 
@@ -36,16 +39,24 @@ def default_folder(model: Path, settings: dict) -> Path:
 
 def claim_folder(folder: Path, settings: dict) -> None:
     """Write the settings into the folder; UserError where it holds anything but images of the same settings."""
-    path = folder / SETTINGS
+    refuse_others(folder / SETTINGS, settings, "one of generated images", "give another --output_dir")
+    write_json(folder / SETTINGS, settings)
+
+
+def refuse_others(path: Path, settings: dict, kind: str, instead: str) -> None:
+    """UserError where the folder holds other settings than these at `path`, or other things than this kind's."""
+    folder = path.parent
     if path.is_file():
         before = read_json(path)
         differing = [key for key in settings if before.get(key) != settings[key]]
-        said = f"{folder}: holds images of other {' and '.join(differing)}; give another --output_dir"
-        require(not differing, said)
+        require(not differing, f"{folder}: holds images of other {' and '.join(differing)}; {instead}")
     else:
-        free = is_free(folder)
-        require(free, f"{folder}: is not an empty folder, nor one of generated images; give another --output_dir")
-    write_json(path, settings)
+        require(is_free(folder), f"{folder}: is not an empty folder, nor {kind}; {instead}")
+
+
+def image_paths(folder: Path, names: list[str], images: Iterable[tuple[int, int]]) -> dict[tuple[int, int], Path]:
+    """Where each of the images (user, number) belongs."""
+    return {(user, number): folder / names[user] / f"generated_{number:03d}.png" for user, number in images}
 
 
 def image_files(folder: Path, user: str) -> list[Path]:
@@ -64,9 +75,9 @@ def folder_to_judge(
 ) -> tuple[Path, Path]:
     """The folder of images of `users` that is given, or the one that train.sample makes, and where its report belongs.
 
-    The report is written beside images that train.sample made; any others, such as those of another program, are
-    judged as they are, and nothing is written to their folder. UserError where there are no images, the `real` ones, or
-    those of another model of ours.
+    The report is written beside images that train.sample or train.augment made; any others, such as those of another
+    program, are judged as they are, and nothing is written to their folder. UserError where there are no images, the
+    `real` ones, or those of another model of ours.
     """
     folder, command = given or default_folder(model, settings), f"with python -m train.sample --model {model}"
     made = given or (folder / SETTINGS).is_file()
@@ -75,9 +86,10 @@ def folder_to_judge(
     require(other, f"{folder}: holds the real images; give the folder of generated ones as --images")
     there = any(path.suffix.lower() in SUFFIXES for user in users for path in (folder / user).glob("*"))
     require(there, f"{folder}: holds no image of a user of {model}; make some {command}")
-    if not (folder / SETTINGS).is_file():
+    made_with = next((folder / name for name in (SETTINGS, AUGMENTED) if (folder / name).is_file()), None)
+    if not made_with:
         return folder, model.parent / "evaluations" / folder.resolve().name
-    same = read_json(folder / SETTINGS).get("weights") == settings["weights"]
+    same = read_json(made_with).get("weights") == settings["weights"]
     require(same, f"{folder}: holds images that another model made than {model}; give theirs as --model, or make new "
             f"ones {command}")
     return folder, folder

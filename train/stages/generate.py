@@ -4,6 +4,7 @@ Shapes: N images, B of them at a time, Z h w latents, I image channels, H W imag
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,14 +14,20 @@ from diffusion.sampling import SamplingConfig, sample
 from diffusion.schedule import Schedule
 from nets.denoiser import UserDenoiser
 from nets.vae import AutoencoderKL
+from train.base.processes import gather, on_main, rank, world_size
+from train.base.progress import progress
 from train.base.randomness import generator
-from train.data.images import to_uint8
+from train.config.sections import GenerationConfig
+from train.data.images import save_picture, to_picture, to_uint8
+from train.runs.final_model import TrainedLDM
+
+Image = tuple[int, int]  # the user's index, and the number of the image among those of the user
 
 
 @torch.no_grad()
 def generate(
     model: UserDenoiser, vae: AutoencoderKL, schedule: Schedule, config: SamplingConfig,
-    images: Sequence[tuple[int, int]], seed: int, batch_size: int,
+    images: Sequence[Image], seed: int, batch_size: int,
 ) -> Tensor:  # fmt: skip
     """One image for each (user, number) of `images`: uint8 (N, I, H, W).
 
@@ -44,3 +51,20 @@ def generate(
         # In float32: a decoder in fp16 can overflow.
         pixels.append(to_uint8(vae.decode(latents / vae.config.scaling_factor)).cpu())  # B I H W
     return torch.cat(pixels) if pixels else torch.empty(0, dtype=torch.uint8)
+
+
+def fill(trained: TrainedLDM, config: GenerationConfig, seed: int, paths: dict[Image, Path]) -> int:
+    """Write the images that are not at their paths yet; returns how many were there already.
+
+    Several processes divide the batches. An image is then in the same batch as with one process, so its file is the
+    same as well.
+    """
+    missing = on_main(lambda: [image for image, path in paths.items() if not path.exists()])
+    size = config.batch_size
+    batches = [missing[start : start + size] for start in range(0, len(missing), size)][rank() :: world_size()]
+    for batch in progress(batches, desc="sampling", unit="batch") if batches else ():
+        images = generate(trained.denoiser, trained.vae, trained.schedule, config, batch, seed, size)
+        for image, pixels in zip(batch, images, strict=True):
+            save_picture(to_picture(pixels), paths[image])
+    gather(None)  # wait until the others have written theirs
+    return len(paths) - len(missing)
