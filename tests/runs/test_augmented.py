@@ -89,6 +89,17 @@ def test_a_data_set_that_is_not_complete_is_not_judged(tmp_path):
         generated_only(tmp_path, ["a"])
 
 
+def test_a_manifest_that_a_spreadsheet_saved_is_read_or_refused(tmp_path):
+    write_json(tmp_path / AUGMENTED, {})
+    table = "file,kind\nÉ/a,generated\nÉ/b,real\n"
+    (tmp_path / "manifest.csv").write_text(table, "utf-8-sig")
+    assert generated_only(tmp_path, ["É/a", "É/b"]) == [0]
+    for content in (table.replace(",", ";").encode(), table.encode("latin-1")):
+        (tmp_path / "manifest.csv").write_bytes(content)
+        with pytest.raises(UserError, match=r"manifest\.csv: is not as train\.augment wrote it"):
+            generated_only(tmp_path, ["É/a", "É/b"])
+
+
 def test_a_refusal_leaves_nothing_behind(tmp_path):
     write(tmp_path / "images/else.txt", "")
     with pytest.raises(UserError, match="images: is not an empty folder"):
@@ -105,6 +116,8 @@ def test_the_report_is_that_of_the_images_or_the_folders_own(tmp_path):
         write_json(images / "evaluation.json", {"images": str(images), "page": page})
         assert bring_report(images, folder)["page"] == page
         assert (folder / "report.html").read_text() == page
+    write_json(folder / "evaluation.json", {"images": None, "page": "of nothing"})
+    assert bring_report(images, folder)["page"] == "new"
     write_json(folder / "evaluation.json", {"images": str(folder), "page": "own"})
     assert bring_report(images, folder)["page"] == bring_report(None, folder)["page"] == "own"
     shutil.rmtree(folder)

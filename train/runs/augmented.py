@@ -17,7 +17,7 @@ import re
 import shutil
 from pathlib import Path
 
-from train.base.errors import require
+from train.base.errors import UserError, require
 from train.base.files import read_json, replacing, write_json
 from train.base.progress import progress
 from train.runs.generated import AUGMENTED, SETTINGS, default_folder, refuse_others
@@ -101,13 +101,17 @@ def _write_table(path: Path, columns: tuple[str, ...], rows: list[dict]) -> None
 def generated_only(folder: Path, paths: list[str]) -> list[int]:
     """Which of these files in a folder are generated: in an augmented data set not all, in any other folder all.
 
-    UserError where a data set is not complete.
+    UserError where a data set is not complete, or its manifest is none any more.
     """
     if not (folder / AUGMENTED).is_file():
         return list(range(len(paths)))
     require((folder / MANIFEST).is_file(), f"{folder}: is not complete; run the same train.augment again")
-    with open(folder / MANIFEST, newline="", encoding="utf-8") as file:
-        made = {row["file"] for row in csv.DictReader(file) if row["kind"] == GENERATED}
+    try:
+        with open(folder / MANIFEST, newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark in front
+            made = {row["file"] for row in csv.DictReader(file) if row["kind"] == GENERATED}
+    except (KeyError, UnicodeDecodeError, csv.Error):
+        raise UserError(f"{folder / MANIFEST}: is not as train.augment wrote it (UTF-8, commas, the columns file and "
+                        "kind); delete it and run the same train.augment again") from None
     rows = [row for row, path in enumerate(paths) if path in made]
     require(rows, f"{folder}: no generated image is left in it; there is nothing to judge")
     return rows
@@ -119,7 +123,7 @@ def bring_report(images: Path | None, folder: Path) -> dict | None:
     None where neither was judged; no `images`, where those are others.
     """
     own = folder / EVALUATION
-    if own.is_file() and Path(read_json(own).get("images", "")).resolve() == folder.resolve():
+    if own.is_file() and Path(str(read_json(own).get("images"))).resolve() == folder.resolve():
         return read_json(own)
     if not images or not (images / EVALUATION).is_file():
         return None
