@@ -172,6 +172,21 @@ def test_a_test_folder_without_images_or_recordings(here):
     assert "finds no recording in this file's name" in refused(here, "other")
 
 
+def test_a_test_folder_of_what_classifiers_are_trained_on(here):
+    said = refused(here, "data")
+    assert said.startswith(f"--test_dir {here}/data: 6 of 18 images in it are ")
+    assert said.endswith("give recordings that nothing was trained on")
+
+
+def test_a_test_folder_may_share_a_blank_picture_with_the_training_images(here, monkeypatch):
+    for i in range(20):
+        draw(here / f"other/ID1/rec1_{i}.png", 200)
+    draw(here / "other/ID1/rec2_0.png", 19)  # as the generated ones
+    assert len(collected(here, "other").other_conditions.images) == 21
+    monkeypatch.setattr(judged, "MOST_KNOWN", 0.04)
+    assert ": 1 of 21 images in it are" in refused(here, "other")
+
+
 def test_a_user_with_a_single_recording(here, capsys):
     for path in (here / "data/ID2").glob("rec[23]*"):
         path.unlink()

@@ -22,6 +22,7 @@ from train.runs.final_model import split_path, trained_users
 from train.stages.vae import reconstruct
 
 MOST_TESTED = 5000  # of the held-out images, and of those in --test_dir
+MOST_KNOWN = 0.05  # of the images in --test_dir: training images or generated ones (blank pictures may be the same)
 MOST_RECONSTRUCTED = 1000  # of the held-out images; the training images are reconstructed all
 BATCH = 16
 
@@ -79,13 +80,15 @@ def collect(
     made = replace(
         made, images=made.images[chosen], user_index=made.user_index[chosen], paths=[made.paths[row] for row in chosen]
     )
+    training, of_generated = labelled(data, split.training), of_users(made, names, generated)
     other = None
     if test_dir:
         require(test_dir.is_dir(), f"--test_dir {test_dir}: no such folder; give one that holds a folder per user")
         found = load_images(replace(config.data, dir=str(test_dir)))
         recordings = numbers_of_recordings(found, range(len(found)), config.data)
-        other = few_enough(TestSet(of_users(found, names, test_dir), recordings), test_dir)
-    training = labelled(data, split.training)
+        other = TestSet(of_users(found, names, test_dir), recordings)
+        refuse_known(other.images, training.with_more(of_generated), test_dir)
+        other = few_enough(other, test_dir)
     out = split.held_out
     held_out = TestSet(labelled(data, out), numbers_of_recordings(data, out.tolist(), config.data))
     held_out = few_enough(held_out, config.data.dir)
@@ -96,7 +99,7 @@ def collect(
         training_recordings=numbers_of_recordings(data, split.training.tolist(), config.data),
         training_files=[data.paths[row] for row in split.training.tolist()],
         reconstructed=reconstructions(vae, training, device),
-        generated=of_users(made, names, generated),
+        generated=of_generated,
         generated_files=made.paths,
         held_out=held_out,
         held_out_shown=shown,
@@ -112,6 +115,14 @@ def real_images(model: Path, config: Config) -> tuple[UserImages, Split]:
     data = load_images(config.data)
     require(data.user_names == names, f"{config.data.dir}: does not hold the users that {model} was trained on")
     return data, load_split(split_path(model), data, config.data)
+
+
+def refuse_known(test: Labelled, known: Labelled, folder: Path) -> None:
+    """UserError where many images of --test_dir are pixel by pixel those that classifiers are trained on."""
+    seen = {image.numpy().tobytes() for image in known.images}
+    count = sum(image.numpy().tobytes() in seen for image in test.images)
+    require(count <= MOST_KNOWN * len(test), f"--test_dir {folder}: {count} of {len(test)} images in it are training "
+            "images of this model or those to be judged; give recordings that nothing was trained on")
 
 
 def few_enough(test: TestSet, folder: Path | str) -> TestSet:
