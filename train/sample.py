@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     trained = load_ldm(args.model, config)
     settings = settings_of(config.sampling, args.seed, (trained.vae, trained.denoiser))
     folder = Path(args.output_dir) if args.output_dir else default_folder(args.model, settings)
-    on_main(lambda: claim_folder(folder, settings))
+    on_main(lambda: claim_folder(Path(config.data.dir), folder, settings))
 
     wanted = [(user, number) for user in users for number in range(num_images)]
     paths = image_paths(folder, names, wanted)

@@ -605,6 +605,7 @@ LINES = {
     f"{SAMPLE} --num_images few": "argument --num_images/--num-images: invalid int value: 'few'",
     f"{SAMPLE} --seed -1": "--seed -1: must be at least 0",
     f"{SAMPLE} --resolution 32": "l/final_model: the unet's sample_size is 8, ...is 16; they do not go together",
+    f"{SAMPLE} --output_dir data/new": "data/new: lies within data.dir data, where it would count as a user; ...",
     f"{SAMPLE} --output_dir l": "l: is not an empty folder, nor one of generated images; give another --output_dir",
     f"{SAMPLE} --output_dir tiny.yaml/new": "tiny.yaml/new/settings.json: cannot be written (Not a directory)",
     f"{SAMPLE} --output_dir l/generated --seed 5": "l/generated: holds images of other seed; give another --output_dir",

@@ -55,10 +55,10 @@ def test_other_seeds_and_other_weights_have_folders_of_their_own(models):
 def test_a_folder_goes_on_with_its_own_settings_only(tmp_path, models):
     settings, other = settings_of(SAMPLING, 0, models), settings_of(SAMPLING, 1, models)
     for _ in range(2):
-        claim_folder(tmp_path / "images", settings)
+        claim_folder(tmp_path / "data", tmp_path / "images", settings)
     assert read_json(tmp_path / "images/settings.json") == settings
     with pytest.raises(UserError, match="holds images of other seed; give another"):
-        claim_folder(tmp_path / "images", other)
+        claim_folder(tmp_path / "data", tmp_path / "images", other)
     with pytest.raises(UserError, match="is not an empty folder, nor one of generated images"):
-        claim_folder(tmp_path, settings)
+        claim_folder(tmp_path / "data", tmp_path, settings)
     assert [path.name for path in tmp_path.iterdir()] == ["images"]

@@ -20,7 +20,7 @@ from pathlib import Path
 from train.base.errors import UserError, require
 from train.base.files import read_json, replacing, write_json
 from train.base.progress import progress
-from train.runs.generated import AUGMENTED, SETTINGS, default_folder, refuse_others
+from train.runs.generated import AUGMENTED, SETTINGS, default_folder, refuse_others, refuse_within
 
 MANIFEST, LEFT_OUT = "manifest.csv", "left_out.csv"
 COLUMNS = (
@@ -47,8 +47,7 @@ def claim_folders(real: Path, images: Path, settings: dict, folder: Path, origin
     require(apart, f"{folder}: and the folder of the generated images by themselves, {images}, lie in each other; give "
             "others as --output_dir and --images")
     for one in (images, folder):
-        inside = one.resolve().is_relative_to(real.resolve())
-        require(not inside, f"{one}: lies within data.dir {real}, where it would count as a user; give another folder")
+        refuse_within(real, one)
     refuse_others(images / SETTINGS, settings, "one of generated images", "give another as --images")
     refuse_others(folder / AUGMENTED, origin, "an augmented data set", "give another --output_dir")
     write_json(folder / AUGMENTED, origin)

@@ -37,10 +37,19 @@ def default_folder(model: Path, settings: dict) -> Path:
     return model.parent / "generated" / name
 
 
-def claim_folder(folder: Path, settings: dict) -> None:
-    """Write the settings into the folder; UserError where it holds anything but images of the same settings."""
+def claim_folder(real: Path, folder: Path, settings: dict) -> None:
+    """Write the settings into the folder.
+
+    UserError where it holds anything but images of the same settings, or lies within that of the `real` ones.
+    """
+    refuse_within(real, folder)
     refuse_others(folder / SETTINGS, settings, "one of generated images", "give another --output_dir")
     write_json(folder / SETTINGS, settings)
+
+
+def refuse_within(real: Path, folder: Path) -> None:
+    inside = folder.resolve().is_relative_to(real.resolve())
+    require(not inside, f"{folder}: lies within data.dir {real}, where it would count as a user; give another folder")
 
 
 def refuse_others(path: Path, settings: dict, kind: str, instead: str) -> None:
