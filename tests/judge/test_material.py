@@ -100,7 +100,7 @@ def test_every_image_has_its_user_and_its_recording(here):
 def test_reconstructions_are_of_the_images_in_the_same_order(here):
     settings = config(here)
     found = collected(here)
-    again = judged.reconstructions(tiny_vae(settings), found.training, CPU)
+    again = judged.reconstructed(tiny_vae(settings), found.training, CPU)
     assert torch.equal(found.reconstructed.images, again.images)
     assert torch.equal(found.reconstructed.users, found.training.users)
     assert torch.equal(found.held_out_reconstructed.users, found.held_out.images.users[found.held_out_shown])

@@ -77,7 +77,7 @@ def tiny_material(vae):
     (training, recordings), (out, others), (made, _), (other, changed) = map(striped, range(4))
     files = [f"ID{user}/{row}.png" for row, user in enumerate(training.users.tolist())]
     shown = torch.arange(len(out))
-    decoded, held_out = (material.reconstructions(vae, real, CPU) for real in (training, out))
+    decoded, held_out = (material.reconstructed(vae, real, CPU) for real in (training, out))
     return material.Material(
         [f"ID{user}" for user in range(USERS)], training, recordings, files, decoded, made, files,
         material.TestSet(out, others), shown, held_out, material.TestSet(other, changed),

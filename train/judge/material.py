@@ -10,21 +10,18 @@ from torch import Tensor
 
 from nets.vae import AutoencoderKL
 from train.base.errors import nearest, require, some
-from train.base.progress import progress
 from train.config.schema import Config
 from train.config.sections import DataConfig
 from train.data.dataset import UserImages, evenly, load_images
-from train.data.images import to_float, to_uint8
 from train.data.split import Split, load_split, recording_of
 from train.judge.labelled import Labelled
 from train.runs.augmented import generated_only
 from train.runs.final_model import split_path, trained_users
-from train.stages.vae import reconstruct
+from train.stages.vae import reconstructions
 
 MOST_TESTED = 5000  # of the held-out images, and of those in --test_dir
 MOST_KNOWN = 0.05  # of the images in --test_dir: training images or generated ones (blank pictures may be the same)
 MOST_RECONSTRUCTED = 1000  # of the held-out images; the training images are reconstructed all
-BATCH = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,12 +95,12 @@ def collect(
         training=training,
         training_recordings=numbers_of_recordings(data, split.training.tolist(), config.data),
         training_files=[data.paths[row] for row in split.training.tolist()],
-        reconstructed=reconstructions(vae, training, device),
+        reconstructed=reconstructed(vae, training, device),
         generated=of_generated,
         generated_files=made.paths,
         held_out=held_out,
         held_out_shown=shown,
-        held_out_reconstructed=reconstructions(vae, held_out.images.of(shown), device),
+        held_out_reconstructed=reconstructed(vae, held_out.images.of(shown), device),
         other_conditions=other,
     )
 
@@ -155,9 +152,6 @@ def numbers_of_recordings(data: UserImages, rows: Iterable[int], config: DataCon
     return torch.tensor([seen.setdefault(key, len(seen)) for key in keys])
 
 
-@torch.no_grad()
-def reconstructions(vae: AutoencoderKL, real: Labelled, device: torch.device) -> Labelled:
+def reconstructed(vae: AutoencoderKL, real: Labelled, device: torch.device) -> Labelled:
     """The same images as they come out of the VAE."""
-    batches = progress(real.images.split(BATCH), desc="reconstructing", unit="batch", leave=False)
-    decoded = [to_uint8(reconstruct(vae, to_float(batch.to(device)))).cpu() for batch in batches]
-    return Labelled(torch.cat(decoded), real.users)
+    return Labelled(reconstructions(vae, real.images, device)[0], real.users)

@@ -8,26 +8,26 @@ from torch import Tensor
 
 from nets.vae import AutoencoderKL
 from train.data.dataset import evenly
-from train.data.images import to_float
 from train.judge import distances as d
 from train.judge.arms import REAL, RECONSTRUCTED
 from train.judge.copies import Copies, closest_pairs, find_copies
 from train.judge.interval import over_recordings
 from train.judge.labelled import Labelled
-from train.judge.material import BATCH, Material
+from train.judge.material import Material
 from train.judge.spectra import row_spectra
 from train.judge.trials import Trials
 from train.stages import fidelity
+from train.stages.vae import reconstructions
 
 MOST = 2000  # images of each kind whose distances are measured
 ENCODED = 256  # images whose latents are looked at
-MOST_PSNR = 100  # dB; of an image without any error it would be infinite
-COARSE = 16, 8  # rows and columns of them
+COARSE = 16, 8  # rows and columns of the row spectra whose distances are measured: fewer numbers than images
 PAIRS = 12
 Features = Callable[[Tensor], Tensor]  # of uint8 images (N, C, H, W), float32 (N, D)
 
 
 def counts(material: Material) -> dict:
+    """How many images of each kind there are, and how large they are."""
     _, channels, side, _ = material.training.images.shape
     other = material.other_conditions
     return {
@@ -75,17 +75,15 @@ def kept_by_vae(material: Material, trials: dict[str, Trials]) -> dict:
     return found
 
 
-@torch.no_grad()
 def fidelity_of(material: Material, vae: AutoencoderKL, device: torch.device) -> dict:
     """Of held-out images and their reconstructions; power of the generated ones as well."""
     real, decoded = material.held_out.images.images[material.held_out_shown], material.held_out_reconstructed.images
     made = material.generated.images[evenly(torch.arange(len(material.generated)), MOST)]
     power = zip(fidelity.BANDS, fidelity.power_ratios(decoded, real), fidelity.power_ratios(made, real), strict=True)
     encoded = real[evenly(torch.arange(len(real)), ENCODED)]
-    posteriors = [vae.encode(to_float(batch.to(device))) for batch in encoded.split(BATCH)]
-    mean, std = (torch.cat([getattr(p, key).cpu() for p in posteriors]) for key in ("mean", "std"))
+    _, mean, std = reconstructions(vae, encoded, device)
     return {
-        "psnr": float(fidelity.psnr(decoded, real).clamp(max=MOST_PSNR).mean()),
+        "psnr": fidelity.mean_psnr(decoded, real),
         "ssim": float(fidelity.ssim(decoded, real).mean()),
         "power": [{"low": low, "high": high, "reconstructed": r, "generated": g} for (low, high), r, g in power],
         "borders": {"reconstructed": fidelity.border_errors(decoded, real),
@@ -170,7 +168,6 @@ def variety_within_users(material: Material) -> dict | None:
 
 def copies(material: Material, seen: Features) -> dict:
     """Which generated images are copies of training images; held-out real ones, which cannot be, are asked as well."""
-
     training, recordings = material.training, material.training_recordings
 
     def ask(asked: Labelled) -> Copies:

@@ -19,7 +19,7 @@ from train.base.units import percent
 from train.config.schema import Config
 from train.config.sections import MixedPrecision
 from train.data.dataset import UserImages, draw_flips, evenly, load_images
-from train.data.images import save_picture, to_uint8
+from train.data.images import save_picture, to_float, to_uint8
 from train.data.latents import measure_scaling
 from train.data.split import fingerprint
 from train.engine.micro_batch import MicroBatch
@@ -34,7 +34,6 @@ from train.stages.adversary import Adversary
 from train.stages.vae_loss import load_vgg16, vae_losses
 
 SHOWN_IMAGES = 8
-MOST_PSNR = 150.0  # dB; equal images have an infinite one, which JSON cannot hold
 POWER = "power_below_0.125", "power_0.125_to_0.25", "power_above_0.25"  # of fidelity.BANDS, over the images' own
 FINEST, INACTIVE = POWER[-1], "inactive_latents"
 
@@ -117,15 +116,9 @@ class VAEStage(Stage):
         save_picture(image_grid(pairs, [labels[user] for user in data.user_index[rows[shown]].tolist()]), picture)
         return what_is_kept(data.images[rows], decoded, mean, std)
 
-    @torch.no_grad()
     def reconstructions(self, vae: AutoencoderKL, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Images `rows` (N,) out of the VAE, uint8 (N, I, H, W); mean and deviation of their latents, (N, Z, h, w)."""
-        found = []
-        for batch in progress(rows.split(PICTURE_BATCH), desc="reconstructing", unit="batch", leave=False):
-            decoded, posterior = reconstruct_from(vae, self.data.batch(batch).to(self.device))
-            found.append((to_uint8(decoded).cpu(), posterior.mean.cpu(), posterior.std.cpu()))
-        decoded, mean, std = (torch.cat(part) for part in zip(*found, strict=True))
-        return decoded, mean, std
+        """Those of images `rows` (N,) of the data set."""
+        return reconstructions(vae, self.data.images[rows], self.device)
 
     def export(self, vae: AutoencoderKL) -> str:
         """Measure the scale of the latents, write `final_model`, and report what its reconstructions keep."""
@@ -166,6 +159,17 @@ def initial_vae(config: Config) -> AutoencoderKL:
     return vae
 
 
+@torch.no_grad()
+def reconstructions(vae: AutoencoderKL, images: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, uint8 (N, I, H, W), out of the VAE, uint8 too; mean and deviation of their latents, (N, Z, h, w)."""
+    found = []
+    for batch in progress(images.split(PICTURE_BATCH), desc="reconstructing", unit="batch", leave=False):
+        decoded, posterior = reconstruct_from(vae, to_float(batch.to(device)))
+        found.append((to_uint8(decoded).cpu(), posterior.mean.cpu(), posterior.std.cpu()))
+    decoded, mean, std = (torch.cat(part) for part in zip(*found, strict=True))
+    return decoded, mean, std
+
+
 def reconstruct(vae: AutoencoderKL, images: Tensor) -> Tensor:
     """Images (B, I, H, W), decoded from their most likely latents."""
     return reconstruct_from(vae, images)[0]
@@ -179,8 +183,8 @@ def reconstruct_from(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Diagon
 
 def what_is_kept(real: Tensor, decoded: Tensor, mean: Tensor, std: Tensor) -> dict[str, float]:
     """Of images, uint8 (N, I, H, W); from their reconstructions, and mean and deviation of their latents."""
-    psnr = fidelity.psnr(decoded, real).clamp(max=MOST_PSNR)
-    kept = {"validation_psnr": float(psnr.mean()), "validation_ssim": float(fidelity.ssim(decoded, real).mean())}
+    kept = {"validation_psnr": fidelity.mean_psnr(decoded, real)}
+    kept["validation_ssim"] = float(fidelity.ssim(decoded, real).mean())
     kept |= dict(zip(POWER, fidelity.power_ratios(decoded, real), strict=True))
     if len(real) > 1:  # one image does not tell what varies
         kept[INACTIVE] = fidelity.inactive_latents(mean, std)
