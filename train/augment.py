@@ -12,11 +12,11 @@ from train.base.errors import require
 from train.base.files import tensors_hash
 from train.base.processes import on_main
 from train.config import cli
-from train.data.split import training_images
+from train.data.split import numbers_of_recordings, training_images
 from train.engine.device import pick_device
 from train.judge.augmented import Choice, Judge, read_made
 from train.judge.manifest import verdict, write_data_set
-from train.judge.material import labelled, numbers_of_recordings, real_images
+from train.judge.material import labelled, real_images
 from train.runs.augmented import bring_report, claim_folders, default_augmented, real_files
 from train.runs.final_model import config_path, load_ldm, split_path, trained_users
 from train.runs.generated import MOST_IMAGES, SEED, default_folder, image_paths, settings_of

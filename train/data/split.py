@@ -9,6 +9,7 @@ its name; without a pattern, each file counts as a recording.
 import re
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
@@ -99,6 +100,13 @@ def recording_of(path: str, pattern: str | None) -> str:
     recording = match and match[1 if match.re.groups else 0]
     require(recording, f"{path}: data.recording_pattern {pattern!r} finds no recording in this file's name")
     return recording
+
+
+def numbers_of_recordings(data: UserImages, rows: Iterable[int], config: DataConfig) -> Tensor:
+    """A number for the recording of each of these rows, the same within a recording of a user: int64."""
+    seen: dict[tuple[int, str], int] = {}
+    keys = ((int(data.user_index[row]), recording_of(data.paths[row], config.pattern)) for row in rows)
+    return torch.tensor([seen.setdefault(key, len(seen)) for key in keys])
 
 
 def save_split(path: Path, split: Split, data: UserImages, config: DataConfig) -> None:

@@ -20,10 +20,10 @@ from torch import Tensor
 from train.config.sections import DataConfig
 from train.data.images import read_image
 from train.judge import network
-from train.judge.copies import MOST, find_copies
 from train.judge.labelled import Labelled
 from train.judge.measures import coarse_spectra
 from train.judge.pool import Training, one_thread_each, train_all
+from train.stages.copies import MOST, Originals
 from train.stages.generate import Image
 
 SEEDS = 3
@@ -37,7 +37,7 @@ class Seen:
 
     probability: float  # of the user that it was asked for
     rival: float  # the probability of the most probable other user
-    distance: float  # in pixels, to the nearest training image of its user (train/judge/copies.py)
+    distance: float  # in pixels, to the nearest training image of its user (train/stages/copies.py)
     accused: bool  # of being a copy of that
     spectrum: Tensor  # (D,) float32: coarse row spectra
 
@@ -72,6 +72,11 @@ class Judge:
         ]
         return train_all(trainings, self.device)
 
+    @cached_property
+    def originals(self) -> Originals:
+        real = self.training
+        return Originals(real.images, real.users, self.recordings, self.networks[0].features)
+
     def __call__(self, made: Labelled) -> list[Seen]:
         """What is known of generated images, in their order."""
         probabilities = torch.stack([one.logits(made.images).softmax(1) for one in self.networks]).mean(0)  # N U
@@ -87,10 +92,7 @@ class Judge:
         distance, accused = torch.empty(len(made)), torch.empty(len(made), dtype=torch.bool)
         for rows in at_most_of_each(made.users, MOST):
             part = made.of(rows)
-            real = self.training
-            found = find_copies(
-                part.images, part.users, real.images, real.users, self.recordings, self.networks[0].features
-            )
+            found = self.originals.find_copies(part.images, part.users)
             distance[rows[found.rows]], accused[rows[found.rows]] = found.distance.float(), found.accused
         return distance, accused
 

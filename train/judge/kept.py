@@ -15,10 +15,11 @@ from torch import Tensor
 from train.base.units import percent
 from train.config.sections import DataConfig
 from train.data.dataset import UserImages, evenly
+from train.data.split import numbers_of_recordings
 from train.judge import network, ridge
 from train.judge.interval import Figure, over_recordings
 from train.judge.labelled import Labelled
-from train.judge.material import labelled, numbers_of_recordings
+from train.judge.material import labelled
 from train.judge.pool import Training, at_once, one_thread_each, seconds_per_step, train_all
 
 MOST, LEAST = 2000, 50  # images; with fewer, a tenth of the accuracy is a handful of them

@@ -1,7 +1,6 @@
 """What a model is judged by: real images of training and held-out recordings, generated ones, reconstructions."""
 
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,9 +10,8 @@ from torch import Tensor
 from nets.vae import AutoencoderKL
 from train.base.errors import nearest, require, some
 from train.config.schema import Config
-from train.config.sections import DataConfig
 from train.data.dataset import UserImages, evenly, load_images
-from train.data.split import Split, load_split, recording_of
+from train.data.split import Split, load_split, numbers_of_recordings
 from train.judge.labelled import Labelled
 from train.runs.augmented import generated_only
 from train.runs.final_model import split_path, trained_users
@@ -143,13 +141,6 @@ def of_users(found: UserImages, names: list[str], folder: Path) -> Labelled:
         require(name in names, f"{folder}: the folder {name} {knows}")
     numbers = torch.tensor([names.index(name) for name in found.user_names])
     return Labelled(found.images, numbers[found.user_index])
-
-
-def numbers_of_recordings(data: UserImages, rows: Iterable[int], config: DataConfig) -> Tensor:
-    """A number for the recording of each of these rows, the same within a recording of a user: int64."""
-    seen: dict[tuple[int, str], int] = {}
-    keys = ((int(data.user_index[row]), recording_of(data.paths[row], config.pattern)) for row in rows)
-    return torch.tensor([seen.setdefault(key, len(seen)) for key in keys])
 
 
 def reconstructed(vae: AutoencoderKL, real: Labelled, device: torch.device) -> Labelled:

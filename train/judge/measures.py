@@ -10,13 +10,12 @@ from nets.vae import AutoencoderKL
 from train.data.dataset import evenly
 from train.judge import distances as d
 from train.judge.arms import REAL, RECONSTRUCTED
-from train.judge.copies import Copies, closest_pairs, find_copies
 from train.judge.interval import over_recordings
-from train.judge.labelled import Labelled
 from train.judge.material import Material
 from train.judge.spectra import row_spectra
 from train.judge.trials import Trials
 from train.stages import fidelity
+from train.stages.copies import Originals, closest_pairs
 from train.stages.vae import reconstructions
 
 MOST = 2000  # images of each kind whose distances are measured
@@ -168,12 +167,9 @@ def variety_within_users(material: Material) -> dict | None:
 
 def copies(material: Material, seen: Features) -> dict:
     """Which generated images are copies of training images; held-out real ones, which cannot be, are asked as well."""
-    training, recordings = material.training, material.training_recordings
-
-    def ask(asked: Labelled) -> Copies:
-        return find_copies(asked.images, asked.users, training.images, training.users, recordings, seen)
-
-    made, real = ask(material.generated), ask(material.held_out.images)
+    training = material.training
+    originals = Originals(training.images, training.users, material.training_recordings, seen)
+    made, real = (originals.find_copies(a.images, a.users) for a in (material.generated, material.held_out.images))
     return {
         "generated_accused": int(made.accused.sum()), "generated": len(made.rows),
         "held_out_accused": int(real.accused.sum()), "held_out": len(real.rows),

@@ -2,7 +2,7 @@
 
 Two distances. In pixels: sqrt(2 (1 - r)), with r the correlation of two images where they fit best, at any shift of
 up to 4 pixels along both axes, so neither a shift nor brightness nor contrast hides a copy; both are smoothed before,
-since noise is white and what differs between two recordings is not. In features: Euclidean.
+since noise is white and what differs between two recordings is not. In features, where there are any: Euclidean.
 
 What is near is learned from the training images alone: how near does one come to those of its user's other
 recordings? A generated image that comes nearer than 99% of them is suspected, and accused if it is far nearer still,
@@ -34,6 +34,7 @@ DIMENSION = 4  # of a user's images as a cloud of points, roughly
 MOST = 500  # images of a user that are asked about
 
 Distances = Callable[[Tensor, Tensor], Tensor]  # of images or features (Q, ...) and (T, ...), to (Q, T)
+Features = Callable[[Tensor], Tensor]  # of images (N, C, H, W), to (N, D)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,25 +49,56 @@ class Copies:
     accused: Tensor  # bool: by its distances in pixels, or by those in features
 
 
-def find_copies(
-    generated: Tensor, generated_users: Tensor, training: Tensor, training_users: Tensor, recordings: Tensor,
-    features: Callable[[Tensor], Tensor],
-) -> Copies:  # fmt: skip
-    """Compare generated images with the training images of the same user, both uint8 (N, C, H, W), on the CPU.
+class Originals:
+    """Training images, and how near to those of its user an image must come to be suspected."""
 
-    `recordings` (N,) numbers the recordings of the training images, and `features` maps images to (N, D). Up to 500
-    images of a user are checked, those of users without training images are not. An image without contrast is no
-    copy. Where no user has two training images, nothing says what is near, and nothing is accused.
-    """
-    known = {int(user): (training_users == user).nonzero().flatten() for user in training_users.unique()}
-    asked = {user: evenly((generated_users == user).nonzero().flatten(), MOST) for user in known}
-    *found, by_pixels = _compare(pixel_distances, generated, asked, training, known, recordings)
-    *_, by_features = _compare(
-        torch.cdist, features(generated).double(), asked, features(training).double(), known, recordings
-    )
-    rows, *found = torch.cat(list(asked.values())), *found, by_pixels | by_features
-    order = rows.argsort()
-    return Copies(rows[order], *(column[order] for column in found))
+    def __init__(self, images: Tensor, users: Tensor, recordings: Tensor, features: Features | None = None):
+        """Images uint8 (T, C, H, W), on the CPU; `recordings` (T,) numbers theirs.
+
+        `features` maps images to (N, D); without it only pixels are compared.
+        """
+        self.known = {int(user): (users == user).nonzero().flatten() for user in users.unique()}
+        self.spaces = [_Space(pixel_distances, lambda images: images, images, self.known, recordings)]
+        if features:
+            self.spaces.append(
+                _Space(torch.cdist, lambda images: features(images).double(), images, self.known, recordings)
+            )
+
+    def find_copies(self, generated: Tensor, users: Tensor) -> Copies:
+        """Compare generated images, uint8 (N, C, H, W), on the CPU, with the training images of the same user.
+
+        Up to 500 images of a user are checked, those of users without training images are not. An image without
+        contrast is no copy. Where no user has two training images, nothing says what is near, and nothing is accused.
+        """
+        asked = {user: evenly((users == user).nonzero().flatten(), MOST) for user in self.known}
+        compared = [space.compare(generated, asked) for space in self.spaces]
+        accused = torch.stack([columns[-1] for columns in compared]).any(0)
+        rows, (*in_pixels, _) = torch.cat(list(asked.values())), compared[0]
+        order = rows.argsort()
+        return Copies(*(column[order] for column in (rows, *in_pixels, accused)))
+
+
+class _Space:
+    """The training images, to be compared with others by one kind of distances."""
+
+    def __init__(
+        self, distances: Distances, see: Features, images: Tensor, known: dict[int, Tensor], recordings: Tensor
+    ):
+        """Distances are between what they `see` of images; `known` are the rows of each user."""
+        self.distances, self.see, self.known, self.recordings = distances, see, known, recordings
+        self.training = see(images)
+        self.limits = usual_distances(distances, self.training, known, recordings)
+
+    def compare(self, generated: Tensor, asked: dict[int, Tensor]) -> list[Tensor]:
+        """Nearest, distance, ratio, threshold and accused of the rows `asked` of each user, user after user."""
+        seen, found = self.see(generated), []
+        for user, rows in self.known.items():
+            between = self.distances(seen[asked[user]], self.training[rows])
+            nearest, distance, ratio = nearest_two(between, self.recordings[rows])
+            limit = torch.full_like(distance, self.limits[user])
+            accused = (distance < limit) & ((distance < FAR_NEARER * limit) | (ratio < RATIO))
+            found.append((rows[nearest], distance, ratio, limit, accused))
+        return [torch.cat(column) for column in zip(*found, strict=True)]
 
 
 def closest_pairs(copies: Copies, count: int) -> Tensor:
@@ -75,25 +107,6 @@ def closest_pairs(copies: Copies, count: int) -> Tensor:
     innocent = (~copies.accused).tolist()
     order = sorted(range(len(suspicion)), key=lambda place: (innocent[place], suspicion[place]))
     return torch.tensor(order[:count], dtype=torch.int64)
-
-
-def _compare(
-    distances: Distances, generated: Tensor, asked: dict[int, Tensor], training: Tensor, known: dict[int, Tensor],
-    recordings: Tensor,
-) -> list[Tensor]:  # fmt: skip
-    """nearest, distance, ratio, threshold and accused by one kind of distances, user after user.
-
-    `generated` and `training` are images or their features; `asked` and `known` are rows of them, by user.
-    """
-    limits = usual_distances(distances, training, known, recordings)
-    found = []
-    for user, rows in known.items():
-        between = distances(generated[asked[user]], training[rows])
-        nearest, distance, ratio = nearest_two(between, recordings[rows])
-        limit = torch.full_like(distance, limits[user])
-        accused = (distance < limit) & ((distance < FAR_NEARER * limit) | (ratio < RATIO))
-        found.append((rows[nearest], distance, ratio, limit, accused))
-    return [torch.cat(column) for column in zip(*found, strict=True)]
 
 
 def nearest_two(distances: Tensor, recordings: Tensor) -> tuple[Tensor, Tensor, Tensor]:

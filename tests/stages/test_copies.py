@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from train.data.walkers import simulate
-from train.judge.copies import Copies, closest_pairs, find_copies, nearest_two, pixel_distances
+from train.stages.copies import Copies, Originals, closest_pairs, nearest_two, pixel_distances
 
 PEOPLE, TRAINED, RECORDED = 12, 2, 5
 
@@ -32,7 +32,7 @@ def walkers() -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
 
 
 def accused(images: Tensor, users: Tensor) -> Copies:
-    return find_copies(images, users, *walkers()[0], row_spectra)
+    return Originals(*walkers()[0], row_spectra).find_copies(images, users)
 
 
 def rolled(images: Tensor, y: int, x: int) -> Tensor:
@@ -84,6 +84,13 @@ def test_at_most_1_of_100_new_recordings_is_accused():
     assert (found.distance < found.threshold).float().mean() <= 0.05
 
 
+def test_pixels_alone_find_copies_and_accuse_no_new_recordings():
+    (training, users, recordings), (new, new_users) = walkers()
+    originals = Originals(training, users, recordings)
+    assert originals.find_copies(changed(training, noise=12), users).accused.float().mean() >= 0.99
+    assert originals.find_copies(new, new_users).accused.float().mean() <= 0.01
+
+
 def test_a_copy_of_another_user_is_not_accused():
     training, users, _ = walkers()[0]
     assert accused(training[::2], (users[::2] + 1) % PEOPLE).accused.float().mean() <= 0.01
@@ -108,7 +115,8 @@ def test_one_recording_of_each_user_is_enough():
     one = recordings % RECORDED == 0
     copies = changed(training[one], noise=8)
     asked, askers = torch.cat([copies, new]), torch.cat([users[one], new_users])
-    found = find_copies(asked, askers, training[one], users[one], recordings[one], row_spectra).accused.float()
+    originals = Originals(training[one], users[one], recordings[one], row_spectra)
+    found = originals.find_copies(asked, askers).accused.float()
     assert found[: len(copies)].mean() >= 0.99
     assert found[len(copies) :].mean() <= 0.01
 
@@ -116,9 +124,10 @@ def test_one_recording_of_each_user_is_enough():
 def test_images_without_contrast_are_no_copies():
     training, users, recordings = (x[:60] for x in walkers()[0])
     flat = torch.stack([torch.full_like(training[0], level) for level in (0, 128, 255)])
-    assert not find_copies(flat, users[:3], training, users, recordings, row_spectra).accused.any()
+    assert not Originals(training, users, recordings, row_spectra).find_copies(flat, users[:3]).accused.any()
     known = (torch.cat([training, flat]), torch.cat([users, users[:3]]), torch.cat([recordings, recordings[:3]]))
-    found = find_copies(torch.cat([training[:5], flat]), torch.zeros(8, dtype=torch.int64), *known, row_spectra)
+    asked = torch.cat([training[:5], flat]), torch.zeros(8, dtype=torch.int64)
+    found = Originals(*known, row_spectra).find_copies(*asked)
     assert found.accused[:5].all()
     assert found.distance.isfinite().all()
     assert found.ratio.isfinite().all()
@@ -126,23 +135,24 @@ def test_images_without_contrast_are_no_copies():
 
 def test_users_without_training_images_are_left_out():
     training, users, recordings = (x[:40] for x in walkers()[0])
-    known = (training, users, recordings, row_spectra)
-    found = find_copies(training[:6], torch.tensor([99, 0, 99, 0, 1, 99]), *known)
+    originals = Originals(training, users, recordings, row_spectra)
+    found = originals.find_copies(training[:6], torch.tensor([99, 0, 99, 0, 1, 99]))
     assert found.rows.tolist() == [1, 3, 4]
     assert (users[found.nearest] == torch.tensor([0, 0, 1])).all()
-    assert len(find_copies(training[:2], torch.tensor([98, 99]), *known).rows) == 0
+    assert len(originals.find_copies(training[:2], torch.tensor([98, 99])).rows) == 0
 
 
 def test_nothing_is_accused_where_nothing_says_what_is_near():
     training, users, recordings = (x[::20] for x in walkers()[0])
-    found = find_copies(training, users, training, users, recordings, row_spectra)
+    found = Originals(training, users, recordings, row_spectra).find_copies(training, users)
     assert not found.accused.any()
     assert (found.ratio == 1).all()
 
 
 def test_of_many_images_of_a_user_500_are_checked():
-    known = tuple(x[:20] for x in walkers()[0])
-    found = find_copies(known[0][:1].expand(700, -1, -1, -1), known[1][:1].expand(700), *known, row_spectra)
+    training, users, recordings = (x[:20] for x in walkers()[0])
+    originals = Originals(training, users, recordings, row_spectra)
+    found = originals.find_copies(training[:1].expand(700, -1, -1, -1), users[:1].expand(700))
     assert (len(found.rows), int(found.rows[0]), int(found.rows[-1])) == (500, 0, 699)
 
 
