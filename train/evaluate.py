@@ -11,7 +11,7 @@ from train.base.files import replacing, write_json
 from train.config import cli
 from train.data.images import save_picture
 from train.engine.device import pick_device
-from train.engine.log import read_lines
+from train.engine.log import METRICS, read_lines
 from train.judge.evaluation import evaluate
 from train.judge.material import collect
 from train.judge.pictures import closest_copies, side_by_side
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
 
     vae = trained.vae.to(device)
     material = collect(args.model, config, images, args.test_dir, vae, device)
-    metrics = read_lines(args.model.parent / "metrics.jsonl")
+    metrics = read_lines(args.model.parent / METRICS)
     losses = [line["validation_loss"] for line in metrics if "validation_loss" in line]
     found = evaluate(material, vae, losses, args.quick, args.seed, device, lambda line: print(f"judging: {line}"))
     verdicts = {name: result["verdict"]["sentence"] for name, result in found["results"].items()}

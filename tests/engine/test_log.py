@@ -38,18 +38,19 @@ def test_only_the_first_process_writes_a_log(tmp_path, monkeypatch):
     monkeypatch.setattr(log_module, "rank", lambda: 1)
     log = RunLog(tmp_path, 0)
     log.write(1, loss=0.5)
-    log.save_curves("x", "loss")
+    log.save_curves("x", [("loss",)])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_curves_of_losses_share_a_panel_and_psnr_has_its_own(tmp_path):
+def test_curves_that_are_asked_for_together_share_a_panel(tmp_path):
     log = RunLog(tmp_path, 0)
     for step in range(1, 5):
         log.write(step, loss=1 / step, validation_loss=2 / step, validation_psnr=20.0 + step)
-    for names, panels in ((("loss", "validation_loss"), 1), (("loss", "validation_psnr"), 2)):
-        log.save_curves("x", *names)
+    together, apart = [("loss", "validation_loss")], [("loss", "validation_loss"), ("validation_psnr",)]
+    for panels in (together, apart, [*apart, ("not_logged",)]):
+        log.save_curves("x", panels)
         with Image.open(tmp_path / "curves.png") as image:
-            assert image.height == HEADING + panels * PANEL
+            assert image.height == HEADING + min(len(panels), 2) * PANEL
 
 
 def test_a_reading_of_speed_is_of_what_came_since_the_last(monkeypatch):

@@ -55,7 +55,7 @@ class ProblemStage:
     images; `score` gives the metric of a validation. `data` stands for the hash of the samples.
     """
 
-    name, title, metric, better, curves = "ldm", "test", "score", max, ("loss",)
+    name, title, metric, better, curves = "ldm", "test", "score", max, (("loss",),)
 
     def __init__(self, training, factors, gradient_factors, before, full, score, scaled, max_grad_norm, data):
         self.problem, self.training, self.config = Problem(6), training, SimpleNamespace(seed=0)

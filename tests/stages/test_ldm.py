@@ -75,14 +75,14 @@ def test_training_never_sees_what_is_held_out(tmp_path):
     other.data.images[other.split.held_out] = 255
     for folder, one in ((tmp_path / "made", made), (tmp_path / "other", other)):
         one.begin(folder)
-        one.write_samples(one.model.eval(), folder / "samples.png")
+        assert one.write_samples(one.model.eval(), folder / "samples.png") == 0  # none is a copy
     files = [
         {str(file.relative_to(tmp_path / name)): file.read_bytes() for file in (tmp_path / name).rglob("*.*")}
         for name in ("made", "other")
     ]
     assert len(files[0]) == 2
     assert files[0] == files[1]
-    assert made.validation_loss(made.model, 4) == other.validation_loss(other.model, 4)
+    assert made.validation_losses(made.model, 4) == other.validation_losses(other.model, 4)
 
 
 # ---- the numbers of a step
@@ -121,9 +121,9 @@ def test_a_validation_drops_and_flips_nothing_and_is_the_same():
     assert not batch.diffusion.dropped.any()
     assert batch.keep is None
     average = made.model.eval()
-    whole = made.validation_loss(average, 8)
+    whole = made.validation_losses(average, 8)
     torch.rand(7)
-    assert made.validation_loss(average, 1) == pytest.approx(whole, rel=1e-5)
+    assert made.validation_losses(average, 1) == pytest.approx(whole, rel=1e-5)
 
 
 def test_a_loss_of_another_model_is_that_models():

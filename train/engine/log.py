@@ -2,19 +2,21 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from train.base.files import replacing
 from train.base.processes import rank
 from train.data.images import save_picture
-from train.runs.pictures import Curves, line_chart
+from train.runs.pictures import line_chart
 
 try:
     from torch.utils.tensorboard import SummaryWriter
 except ImportError:  # optional
     SummaryWriter = None
+
+METRICS = "metrics.jsonl"
 
 
 class RunLog:
@@ -27,7 +29,7 @@ class RunLog:
         self.writes = rank() == 0
         if not self.writes:
             return
-        self.path = folder / "metrics.jsonl"
+        self.path = folder / METRICS
         self.curves_path = folder / "curves.png"
         self.lines = [line for line in read_lines(self.path) if line["step"] <= start_step]
         with replacing(self.path) as temporary:
@@ -44,14 +46,15 @@ class RunLog:
             for name, value in values.items():
                 self.tensorboard.add_scalar(name, value, step)
 
-    def save_curves(self, title: str, *names: str) -> None:
-        """A picture of these metrics over the optimizer steps: the losses in one panel, PSNR, in dB, in its own."""
+    def save_curves(self, title: str, panels: Sequence[Sequence[str]]) -> None:
+        """A picture of these metrics over the optimizer steps, those of a panel together."""
         if not self.writes:
             return
-        panels: tuple[Curves, Curves] = ({}, {})
-        for name in names:
-            panels[name.endswith("psnr")][name] = [(line["step"], line[name]) for line in self.lines if name in line]
-        save_picture(line_chart(f"{title}, by optimizer step", panels), self.curves_path)
+        curves = [{name: self.curve(name) for name in names} for names in panels]
+        save_picture(line_chart(f"{title}, by optimizer step", curves), self.curves_path)
+
+    def curve(self, name: str) -> list[tuple[int, float]]:
+        return [(line["step"], line[name]) for line in self.lines if name in line]
 
 
 class Speed:

@@ -29,8 +29,8 @@ class Stage(Protocol):
     """The metric of a validation that tells which weights are the best."""
     better: Callable[..., float]
     """min or max: which of two values of that metric is the better one."""
-    curves: tuple[str, ...]
-    """The metrics whose curves are drawn."""
+    curves: tuple[tuple[str, ...], ...]
+    """The metrics whose curves are drawn, those of a panel together."""
     config: Config
     """The config as it was read."""
     data: UserImages

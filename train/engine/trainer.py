@@ -145,7 +145,7 @@ class Trainer:
                 saved = f"saved after step {self.step} of {self.total_steps}"
                 raise UserError(f"{self.stage.title}: {error}; {saved}") from None
             self.run_log.write(self.step, **metrics)
-            self.run_log.save_curves(self.stage.title, *self.stage.curves)
+            self.run_log.save_curves(self.stage.title, self.stage.curves)
         return self.best.improved_by(metrics)
 
     def validated(self) -> dict[str, float]:

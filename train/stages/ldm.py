@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -22,13 +23,15 @@ from nets.vae import AutoencoderKL
 from train.base.errors import require
 from train.base.files import tensors_hash
 from train.base.processes import on_main
+from train.base.progress import say
 from train.base.randomness import generator
 from train.config.schema import Config
 from train.config.sections import MixedPrecision
 from train.data.dataset import UserImages, draw_flips, evenly, load_images
 from train.data.images import save_picture
 from train.data.latents import LatentSource, cached_moments, require_sane_latents
-from train.data.split import Split, fingerprint
+from train.data.split import Split, fingerprint, numbers_of_recordings
+from train.engine.log import METRICS, read_lines
 from train.engine.micro_batch import MicroBatch, unless_out_of_memory
 from train.engine.stage import VALIDATION_IMAGES, Stage
 from train.engine.step import make_learner
@@ -36,6 +39,8 @@ from train.runs import final_model
 from train.runs.checkpoint import Stateful
 from train.runs.folder import SPLIT, shared_split
 from train.runs.pictures import PICTURE_BATCH, user_comparison
+from train.stages import memorising
+from train.stages.copies import Originals
 from train.stages.generate import generate
 
 SAMPLED_USERS, SAMPLES_PER_USER = 6, 4
@@ -57,11 +62,12 @@ class LDMBatch:
 class LDMStage(Stage):
     name, title = "ldm", "LDM"
     metric, better = "validation_loss", min
-    curves = ("loss", "validation_loss")
+    curves = (("loss",), ("training_loss", "validation_loss"))
 
     def __init__(self, config: Config, data: UserImages, vae: AutoencoderKL):
         self.config, self.data, self.vae = config, data, vae
         self.schedule = make_schedule(config.schedule)
+        self.warned = False  # that more steps only learn images by heart
 
     @classmethod
     def open(cls, config: Config) -> "LDMStage":
@@ -140,15 +146,23 @@ class LDMStage(Stage):
     # ---- validation and export
 
     def validate(self, averaged: UserDenoiser, step: int, micro_batch: MicroBatch) -> dict[str, float]:
-        self.write_samples(averaged, Path(self.training.output_dir) / f"samples/{step:08d}.png")
-        while (loss := unless_out_of_memory(self.validation_loss, averaged, micro_batch.size)) is None:
+        """Losses on validation images and on as many training images, and the share of samples that are copies."""
+        copies = self.write_samples(averaged, self.folder / f"samples/{step:08d}.png")
+        while (losses := unless_out_of_memory(self.validation_losses, averaged, micro_batch.size)) is None:
             micro_batch.halve()
-        return {"validation_loss": loss}
+        metrics = {**losses, "copies": copies}
+        self.warn_of_memorising({"step": step, **metrics})
+        return metrics
+
+    def validation_losses(self, model: UserDenoiser, batch_size: int) -> dict[str, float]:
+        """Mean losses on at most 256 validation images, and on as many training images."""
+        rows = evenly(self.split.validation, VALIDATION_IMAGES)
+        sides = {"validation_loss": rows, "training_loss": evenly(self.split.train, len(rows))}
+        return {name: self.mean_loss(model, rows, batch_size) for name, rows in sides.items()}
 
     @torch.no_grad()
-    def validation_loss(self, model: UserDenoiser, batch_size: int) -> float:
-        """The mean loss on at most 256 validation images, always with the same noise and timesteps."""
-        rows = evenly(self.split.validation, VALIDATION_IMAGES)
+    def mean_loss(self, model: UserDenoiser, rows: Tensor, batch_size: int) -> float:
+        """The mean loss on these images; of as many others, it is with the same noise and timesteps."""
         batch = self.draw_validation(rows, self._users(rows))
         parts = (slice(start, start + batch_size) for start in range(0, len(rows), batch_size))
         return sum(float(self.losses(batch, part, model)["loss"].sum()) for part in parts) / len(rows)
@@ -159,20 +173,50 @@ class LDMStage(Stage):
         no_flips = torch.zeros(2, len(rows), dtype=torch.bool)
         return LDMBatch(rows, no_flips, users, diffusion, latent_noise, keep=None)
 
-    def write_samples(self, model: UserDenoiser, path: Path) -> None:
-        """Save a picture of real and generated images of a few users, from the same noise every time."""
+    def write_samples(self, model: UserDenoiser, path: Path) -> float:
+        """Save a picture of real and generated images of a few users, from the same noise every time.
+
+        Returns the share of these generated images that are accused of being copies of training images.
+        """
         data, config = self.data, self.config
-        users = evenly(torch.arange(len(data.user_names)), SAMPLED_USERS).tolist()
-        wanted = [(user, number) for user in users for number in range(SAMPLES_PER_USER)]
+        wanted = [(user, number) for user in self.sampled_users.tolist() for number in range(SAMPLES_PER_USER)]
         images = generate(model, self.vae, self.schedule, config.sampling, wanted, config.seed, PICTURE_BATCH)
         rows, asked_for = self.split.training, torch.tensor([user for user, _ in wanted])
         save_picture(user_comparison(data, rows, images, asked_for, SAMPLED_USERS, SAMPLES_PER_USER), path)
+        return float(self.originals.find_copies(images, asked_for).accused.float().mean())
+
+    @property
+    def sampled_users(self) -> Tensor:
+        return evenly(torch.arange(len(self.data.user_names)), SAMPLED_USERS)
+
+    @cached_property
+    def originals(self) -> Originals:
+        """The training images of the users of whom samples are drawn."""
+        data, rows = self.data, self.split.train
+        rows = rows[torch.isin(data.user_index[rows], self.sampled_users)]
+        recordings = numbers_of_recordings(data, rows.tolist(), self.config.data)
+        return Originals(data.images[rows], data.user_index[rows], recordings)
+
+    def warn_of_memorising(self, validation: memorising.Validation) -> None:
+        """Say so, once, when images are learned by heart. `validation` is the newest, which is not in the log yet."""
+        sentence = memorising.warning([*self.validations(), validation])
+        if sentence and not self.warned:
+            say(f"{self.title}: {sentence}", sys.stderr)
+            self.warned = True
+
+    def validations(self) -> list[memorising.Validation]:
+        return memorising.validations(read_lines(self.folder / METRICS))
 
     def export(self, averaged: UserDenoiser) -> str:
-        folder = Path(self.training.output_dir)
-        model = folder / final_model.NAME
+        folder, model = self.folder, self.folder / final_model.NAME
         final_model.save_ldm(model, averaged, self.vae, self.config, self.data, self.split)
-        return f"LDM: model in {model}, samples in {folder}/samples, curves in {folder}/curves.png"
+        said = f"LDM: model in {model}, samples in {folder}/samples, curves in {folder}/curves.png"
+        sentence = memorising.warning(self.validations())
+        return f"{said}\n{self.title}: {sentence}" if sentence else said
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.training.output_dir)
 
     # ---- models, learners and checkpoints
 

@@ -48,7 +48,7 @@ class VAEBatch:
 class VAEStage(Stage):
     name, title = "vae", "VAE"
     metric, better = "validation_psnr", max
-    curves = ("loss", "reconstruction", "validation_psnr")
+    curves = (("loss", "reconstruction"), ("validation_psnr",))
 
     def __init__(self, config: Config, data: UserImages, vae: AutoencoderKL, vgg16: VGG16Distance | None):
         self.config, self.data, self.model, self.vgg16 = config, data, vae, vgg16
