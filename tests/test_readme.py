@@ -43,9 +43,11 @@ def test_every_picture_and_file_that_is_linked_is_there():
     assert [path for path in linked if not (ROOT / path).exists()] == []
 
 
-def test_the_account_of_medium_is_what_the_command_prints(capsys):
-    memcheck.main(["--config", str(ROOT / "configs" / "medium.yaml"), "--gpu", "P100"])
-    assert (ROOT / "docs" / "memory_medium.md").read_text(encoding="utf-8") == capsys.readouterr().out
+@pytest.mark.parametrize(("preset", "stages"), [("medium", ["ldm"]), ("texture", ["vae", "ldm"])])
+def test_the_account_of_a_preset_is_what_the_command_prints(preset, stages, capsys):
+    for stage in stages:
+        memcheck.main(["--config", str(ROOT / "configs" / f"{preset}.yaml"), "--gpu", "P100", "--stage", stage])
+    assert (ROOT / "docs" / f"memory_{preset}.md").read_text(encoding="utf-8") == capsys.readouterr().out
 
 
 def test_the_tables_of_what_fits_are_two_of_that_account():

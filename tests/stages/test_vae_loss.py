@@ -14,7 +14,7 @@ from tests.float64 import float64
 from tests.tiny import tiny, tiny_vae
 from train.base.errors import UserError
 from train.config.sections import VAELossConfig
-from train.stages.vae_loss import border_weights, load_vgg16, reconstruction_and_kl, vae_losses
+from train.stages.vae_loss import border_weights, load_vgg16, reconstruction_and_kl, spectral_distance, vae_losses
 
 LOSS = VAELossConfig(kl_weight=1e-3)
 
@@ -53,6 +53,36 @@ def test_an_error_in_a_corner_costs_its_weight():
     decoded[0, :, 2, 3], decoded[1, :, 0, -1] = 0.5, 0.5
     inside, corner = reconstruction_and_kl(x, decoded, posterior(), VAELossConfig(border_weight=3))["reconstruction"]
     assert float(corner / inside) == pytest.approx(9)
+
+
+# ---- local spectra
+
+
+@float64()
+def test_a_wave_costs_its_amplitude_whatever_its_phase():
+    at = torch.arange(32)
+    waves = [torch.cos(2 * torch.pi * at / 4 + phase).expand(1, 1, 32, 32) for phase in (0.0, 1.0, 2.5)]
+    nothing = torch.zeros(1, 1, 32, 32)
+    cost = [float(spectral_distance(nothing, wave)) for wave in waves]
+    assert cost == pytest.approx([cost[0]] * 3, rel=0.02)
+    assert float(spectral_distance(nothing, 3 * waves[0])) == pytest.approx(3 * cost[0])
+    assert float(spectral_distance(waves[0], waves[1])) < 0.1 * cost[0]
+
+
+def test_of_two_errors_alike_texture_of_the_right_power_costs_less_than_none():
+    texture, another = torch.randn(2, 4, 1, 64, 64)
+    grey, right = torch.zeros(4, 1, 64, 64), another
+    assert ((texture - right) ** 2).mean() > 1.5 * ((texture - grey) ** 2).mean()
+    assert (spectral_distance(texture, right) < 0.7 * spectral_distance(texture, grey)).all()
+
+
+def test_the_spectral_term_is_per_image_and_part_of_the_loss():
+    x, decoded = torch.randn(2, 3, 3, 32, 32)
+    alone = torch.cat([spectral_distance(x[i : i + 1], decoded[i : i + 1]) for i in range(3)])
+    assert torch.allclose(spectral_distance(x, decoded), alone)
+    vae, noise = tiny_vae(tiny()), torch.randn(3, 4, 16, 16)
+    terms = vae_losses(vae, x, noise, replace(LOSS, spectral_weight=0.5))
+    assert torch.allclose(terms["loss"], terms["reconstruction"] + 1e-3 * terms["kl"] + 0.5 * terms["spectral"])
 
 
 def spots(count: int, side: int = 32) -> torch.Tensor:

@@ -79,6 +79,8 @@ class VAELossConfig:
     """Weight of a pixel at the border, and root of that of one in a corner, over one inside; 1 is the plain mean."""
     kl_weight: float = 1e-6
     """Weight of the mean KL per latent component; the mean error per pixel value has weight 1."""
+    spectral_weight: float = 0.0
+    """Weight of the difference of local spectra, which keeps the power of textures that latents cannot describe."""
     perceptual_weight: float = 0.0
     perceptual_weights: str | None = None
     """A file of torchvision's VGG16 weights (`vgg16-397923af.pth`), needed for a perceptual_weight."""

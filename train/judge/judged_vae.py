@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from nets.vae import AutoencoderKL
+from train.base.files import write_json
 from train.base.progress import say
 from train.base.units import counted, duration
 from train.engine.micro_batch import MicroBatch
@@ -20,6 +21,7 @@ from train.stages.vae import VAEStage
 
 SHARE = 0.05  # of a run's time, at most, that judging takes before the end
 MARGIN = 1.5  # a busy machine may take longer than last time, and the first judging than its reconstructions
+ACCURACIES = "on_real", "on_reconstructions", "of_reconstructions"  # those of `Kept`
 A_WHILE = 10  # seconds; what can take longer is announced
 
 
@@ -57,7 +59,7 @@ class JudgedVAEStage(VAEStage):
         if self.judging.affords(seconds):
             with self.judging.spending():
                 found = by_ridge(self.halves, self.reconstructions(averaged, self.halves.rows)[0])
-            names = ("judge_on_real", "judge_on_reconstructions", "judge_of_reconstructions")
+            names = (f"judge_{name}" for name in ACCURACIES)
             return metrics | dict(zip(names, found.accuracies, strict=True))
         if not self.said:
             self.said = True
@@ -83,6 +85,8 @@ class JudgedVAEStage(VAEStage):
             by_network(self.halves, decoded, self.config.seed, self.device, announce),
             by_ridge(self.halves, decoded),
         ]
+        accuracies = {one.judge: dict(zip(ACCURACIES, one.accuracies, strict=True)) for one in judged}
+        write_json(Path(self.training.output_dir) / "judged.json", accuracies)
         images = counted(len(self.halves.rows), "image")
         print(f"VAE: judged by classifiers of one half of {images} of training recordings, asked about the other half:")
         for one in judged:
