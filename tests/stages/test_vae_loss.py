@@ -59,6 +59,13 @@ def test_an_error_in_a_corner_costs_its_weight():
 
 
 @float64()
+def test_the_magnitudes_are_those_of_a_windowed_fourier_transform():
+    x, window = torch.randn(2, 3, 8, 8), torch.hann_window(8)
+    expected = torch.fft.rfft2(x * window * window[:, None], norm="ortho").abs()
+    assert torch.allclose(spectral_distance(torch.zeros_like(x), x), expected.flatten(1).mean(1))
+
+
+@float64()
 def test_a_wave_costs_its_amplitude_whatever_its_phase():
     at = torch.arange(32)
     waves = [torch.cos(2 * torch.pi * at / 4 + phase).expand(1, 1, 32, 32) for phase in (0.0, 1.0, 2.5)]

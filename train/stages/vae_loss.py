@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from nets.perceptual import VGG16Distance
 from nets.vae import AutoencoderKL, DiagonalGaussian
@@ -41,14 +42,22 @@ def spectral_distance(x: Tensor, reconstruction: Tensor) -> Tensor:
     right where its phases are not, so this term keeps its power, as the multi-resolution STFT loss does for sound
     (Yamamoto et al. 2020, section 2.2). The local spectra are those of overlapping patches, under a Hann window.
     """
-    window = torch.hann_window(PATCH, device=x.device)
+    basis = local_waves(PATCH).to(x.device)
 
     def magnitudes(images: Tensor) -> Tensor:
-        side = PATCH // 2
-        patches = images.float().unfold(2, PATCH, side).unfold(3, PATCH, side)  # B I rows columns PATCH PATCH
-        return torch.fft.rfft2(patches * window * window[:, None], norm="ortho").abs()
+        spectra = F.conv2d(images.flatten(0, 1)[:, None], basis, stride=PATCH // 2)  # B*I 2*waves rows columns
+        return spectra.float().unflatten(1, (2, -1)).norm(dim=1).unflatten(0, images.shape[:2])  # B I waves …
 
     return (magnitudes(reconstruction) - magnitudes(x)).abs().flatten(1).mean(1)
+
+
+def local_waves(size: int) -> Tensor:
+    """The waves of a patch's Fourier transform as kernels (2 * waves, 1, size, size): cosines, then sines."""
+    at = torch.arange(size)
+    cycles = at[:, None, None, None] * at[:, None] + at[: size // 2 + 1, None, None] * at  # down, across, y, x
+    phase = 2 * torch.pi * cycles.flatten(0, 1) / size
+    window = torch.hann_window(size)
+    return (torch.cat([phase.cos(), phase.sin()]) * window[:, None] * window / size)[:, None]
 
 
 def border_weights(height: int, width: int, border_weight: float) -> Tensor:
