@@ -77,7 +77,9 @@ def test_a_flag_changes_its_keys_and_no_other(stage, dashes, flag, text, value, 
     option = "--" + (flag.replace("_", "-") if dashes else flag)
     before, after = flat(command(stage)), flat(command(stage, option, text))
     changed = {key: after[key] for key in after if after[key] != before[key]}
-    cleared = {f"{stage}_training.num_epochs": None} if flag == "num_steps" else {}  # it takes its place
+    taken = {"num_epochs": "num_steps", "num_steps": "num_epochs"}.get(flag)  # the one whose place it takes
+    key = f"{stage}_training.{taken}"
+    cleared = {key: None} if before.get(key) is not None else {}
     assert changed == {key.replace("T.", f"{stage}_training."): value for key in keys} | cleared
 
 

@@ -101,9 +101,10 @@ class JudgedVAEStage(VAEStage):
         said = "; ".join(one.in_words() for one in lost)
         return (
             f"its reconstructions lose what tells users apart, and images made with it will too: {said}. That is less "
-            f"than {ENOUGH:.0%} of the accuracy on real images. Raise vae.latent_channels (now {vae.latent_channels}), "
-            f"or take a number out of vae.channels (now {list(vae.channels)}), which is one halving less, and train in "
-            f"another output_dir; or raise vae_training.{length} (now {getattr(self.training, length)})"
+            f"than {ENOUGH:.0%} of the accuracy on real images. Raise vae.latent_channels (now {vae.latent_channels}) "
+            f"or vae_loss.spectral_weight (now {self.config.vae_loss.spectral_weight:g}), or take a number out of "
+            f"vae.channels (now {list(vae.channels)}), which is one halving less, and train in another output_dir; or "
+            f"raise vae_training.{length} (now {getattr(self.training, length)})"
         )
 
 

@@ -31,8 +31,8 @@ def of_the_vae(found: dict) -> list[tuple[str, str]]:
     said = (f"VAE: trained on its reconstructions, {' and '.join(reached)}; above {fine['low']} cycles per pixel they "
             f"have {percent(fine['reconstructed'])} of the real images' power")  # fmt: skip
     to_try = (
-        "let the VAE keep more: more steps (vae_training), more latent channels (vae.latent_channels) or one halving "
-        "less (vae.channels)"
+        "let the VAE keep more: more steps (vae_training), more latent channels (vae.latent_channels), more weight on "
+        "the power of textures (vae_loss.spectral_weight) or one halving less (vae.channels)"
     )
     lost = any(kept < KEPT * real for real, kept in by_judge.values())
     return [(said, to_try if lost else "")]
