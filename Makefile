@@ -73,14 +73,14 @@ $(VAE): | $(READY) $(IMAGES)
 
 train-ldm: $(VAE)  ## train the UNet (and first the VAE, if there is none), generate images, judge them
 	$(PYTHON) -m train.ldm $(COMMON) --vae_path $(dir $(VAE)) --output_dir $(OUT)/ldm $(ARGS)
-	$(PYTHON) -m train.sample --model $(MODEL) --per_training_image 1
+	$(PYTHON) -m train.sample --model $(MODEL) --purpose augment --per_training_image 1
 	$(PYTHON) -m train.evaluate --model $(MODEL) --quick
 
 sample: $(READY)  ## generate images with the trained model (ARGS="--users ID1 ID5 --num_images 5 --seed 42")
 	$(PYTHON) -m train.sample --model $(MODEL) $(ARGS)
 
 evaluate: $(READY)  ## generate four images for each training image (where they are not there yet), and judge them
-	$(PYTHON) -m train.sample --model $(MODEL) --per_training_image 4
+	$(PYTHON) -m train.sample --model $(MODEL) --purpose augment --per_training_image 4
 	$(PYTHON) -m train.evaluate --model $(MODEL) $(ARGS)
 
 augment: $(READY)  ## real training images and generated ones in one folder, for any classifier (ARGS="--per_user 20")

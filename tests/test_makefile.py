@@ -87,7 +87,8 @@ def test_a_begun_vae_keeps_its_config_and_gets_no_ldm_arguments():
 def test_images_are_made_by_the_training_images_and_then_judged(target, times):
     lines = [line for line in make("-n", target, "OUT=o", "ARGS=--x").splitlines() if "o/ldm/final_model" in line]
     sampled, judged = (shlex.split(line)[2:] for line in lines)
-    assert sampled == ["train.sample", "--model", "o/ldm/final_model", "--per_training_image", times]
+    purpose = ["--purpose", "augment", "--per_training_image", times]
+    assert sampled == ["train.sample", "--model", "o/ldm/final_model", *purpose]
     arguments = ["--x"] if target == "evaluate" else ["--quick"]
     assert judged == ["train.evaluate", "--model", "o/ldm/final_model", *arguments]
 

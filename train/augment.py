@@ -2,7 +2,8 @@
 
 Writes a folder of the layout of the user's own, with the real training images and generated ones, and `manifest.csv`,
 which says what each file is; any classifier can be trained on it. What is held out stays out. The generated images are
-those that train.sample makes with the same settings and seed; `--sift` leaves some out, and makes others instead.
+those that `train.sample --purpose augment` makes with the same settings and seed; `--sift` leaves some out, and makes
+others instead.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from train.config import cli
 from train.data.split import numbers_of_recordings, training_images
 from train.engine.device import pick_device
 from train.judge.augmented import Choice, Judge, read_made
+from train.judge.guidance import with_its_guidance
 from train.judge.manifest import verdict, write_data_set
 from train.judge.material import labelled, real_images
 from train.runs.augmented import bring_report, claim_folders, default_augmented, real_files
@@ -39,7 +41,10 @@ def main(argv: list[str] | None = None) -> None:
     require(args.seed >= 0, f"--seed {args.seed}: must be at least 0")
     names, per_user = trained_users(args.model), images_of_each(args)
     config = cli.read_config(args, "sample", default=config_path(args.model), more=cli.SAMPLING)
-    device, trained = pick_device(), load_ldm(args.model, config)
+    device = pick_device()
+    trained = load_ldm(args.model, config).to(device)
+    if not cli.gives_guidance(args):
+        config = with_its_guidance(args.model, config, trained, choose=True)
     data, split = real_images(args.model, config)
     real, rows = labelled(data, split.training), split.training.tolist()
     paths = [data.paths[row] for row in rows]
@@ -51,7 +56,6 @@ def main(argv: list[str] | None = None) -> None:
     origin = {"per_user": per_user, "sift": args.sift, "real_images": tensors_hash([real.images], paths)}
     on_main(lambda: claim_folders(Path(config.data.dir), images, settings, folder, settings | origin))
 
-    trained = trained.to(device)
     judge = Judge(real, numbers_of_recordings(data, rows, config.data), len(names), device)
     choice = Choice(len(names), per_user, args.sift, judge)
     wanted = choice.first

@@ -13,6 +13,7 @@ from train.data.images import save_picture
 from train.engine.device import pick_device
 from train.engine.log import METRICS, read_lines
 from train.judge.evaluation import evaluate
+from train.judge.guidance import with_its_guidance
 from train.judge.material import collect
 from train.judge.pictures import closest_copies, side_by_side
 from train.judge.report import report
@@ -32,6 +33,8 @@ def main(argv: list[str] | None = None) -> None:
     names = trained_users(args.model)
     config = cli.read_config(args, "ldm", default=config_path(args.model))
     device, trained = pick_device(), load_ldm(args.model, config)
+    if not cli.gives_guidance(args):
+        config = with_its_guidance(args.model, config, trained, choose=False)
     settings = settings_of(config.sampling, SEED, (trained.vae, trained.denoiser))
     images, output = folder_to_judge(args.model, settings, args.images, Path(config.data.dir), names)
 

@@ -2,7 +2,8 @@
 
 Writes `USER/generated_000.png`, ... and `grid.png`, by default into a folder in `generated/` beside the model that is
 named after settings and seed. The same model, settings and seed give the same images; existing ones are not made again.
-`--per_training_image 1` makes as many images of each user as trained: it doubles the data.
+`--per_training_image 1` makes as many images of each user as trained: it doubles the data. `--purpose augment` takes
+the guidance that serves a classifier, which judges who know the training recordings only choose once for a model.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from train.config import cli
 from train.data.images import save_picture
 from train.data.split import training_images
 from train.engine.device import pick_device
+from train.judge.guidance import with_its_guidance
 from train.runs.final_model import config_path, load_ldm, split_path, trained_users
 from train.runs.generated import MOST_IMAGES, SEED, claim_folder, default_folder, image_paths, overview, settings_of
 from train.stages.generate import fill
@@ -30,6 +32,9 @@ def main(argv: list[str] | None = None) -> None:
     number.add_argument("--num_images", "--num-images", type=int, help=f"images of each user (default: {IMAGES})")
     number.add_argument("--per_training_image", "--per-training-image", type=int, metavar="K",
                         help="instead: K for each training image of the user that has most, the same for every user")
+    parser.add_argument("--purpose", choices=("look", "augment"), default="look",
+                        help="what the images are for: to look at, with the config's guidance (the default), or to "
+                             "train a classifier on")  # fmt: skip
     parser.add_argument("--seed", type=int, default=SEED)
     cli.add_sampling(parser)
     args = parser.parse_args(argv)
@@ -43,14 +48,16 @@ def main(argv: list[str] | None = None) -> None:
     users = [names.index(name) for name in dict.fromkeys(args.users or names)]
 
     device = pick_device()
-    trained = load_ldm(args.model, config)
+    trained = load_ldm(args.model, config).to(device)
+    if args.purpose == "augment" and not cli.gives_guidance(args):
+        config = with_its_guidance(args.model, config, trained, choose=True)
     settings = settings_of(config.sampling, args.seed, (trained.vae, trained.denoiser))
     folder = Path(args.output_dir) if args.output_dir else default_folder(args.model, settings)
     on_main(lambda: claim_folder(Path(config.data.dir), folder, settings))
 
     wanted = [(user, number) for user in users for number in range(num_images)]
     paths = image_paths(folder, names, wanted)
-    there = fill(trained.to(device), config.sampling, args.seed, paths)
+    there = fill(trained, config.sampling, args.seed, paths)
     on_main(lambda: save_picture(overview(folder, names, config.data), folder / "grid.png"))
     already = f" ({there} there already)" if there else ""
     said = f"{counted(len(paths), 'image')} of {counted(len(users), 'user')} in {folder}{already}"

@@ -14,6 +14,7 @@ import pytest
 from tests.tiny import PATH, USERS, make_images
 from train import augment, evaluate, ldm, sample, vae
 from train.base.errors import UserError
+from train.judge import guidance
 from train.judge.augmented import Judge, Seen
 from train.stages import generate
 
@@ -36,6 +37,12 @@ def trained(tmp_path_factory) -> Path:
 def model(trained, tmp_path) -> Path:
     """A copy of the model, beside which nothing has been made."""
     return shutil.copytree(trained / "l/final_model", tmp_path / "l/final_model")
+
+
+@pytest.fixture(autouse=True)
+def _no_search_for_the_guidance(monkeypatch) -> None:
+    """tests/judge/test_guidance.py has it; here it finds that of the config."""
+    monkeypatch.setattr(guidance, "choose_now", lambda model, config, *_: config.sampling.guidance)
 
 
 @pytest.fixture
@@ -200,7 +207,7 @@ def test_the_report_comes_along_and_an_own_one_stays(model, capsys):
 
 
 def test_two_processes_make_the_same_files(model, tmp_path):
-    arguments = ["--model", str(model), "--per_user", "3", "--steps", "2", "--sift"]
+    arguments = ["--model", str(model), "--per_user", "3", "--steps", "2", "--guidance", "2", "--sift"]
     augment.main([*arguments, "--output_dir", str(tmp_path / "one"), "--images", str(tmp_path / "made")])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
     done = subprocess.run(

@@ -123,6 +123,12 @@ def read_config(
     return Config.read(args.config or default, overrides)
 
 
+def gives_guidance(args: argparse.Namespace) -> bool:
+    """Whether a flag or a setting of the command line says which guidance to use."""
+    flag = getattr(args, "guidance", None) is not None
+    return flag or any(setting.startswith("sampling.guidance=") for setting in args.set)
+
+
 def run(main: Callable[[list[str] | None], int | None]) -> None:
     """Run a command; bad input ends it with one sentence and exit status 2.
 

@@ -88,7 +88,8 @@ def folder_to_judge(
     program, are judged as they are, and nothing is written to their folder. UserError where there are no images, the
     `real` ones, or those of another model of ours.
     """
-    folder, command = given or default_folder(model, settings), f"with python -m train.sample --model {model}"
+    folder = given or default_folder(model, settings)
+    command = f"with python -m train.sample --model {model} --purpose augment"
     made = given or (folder / SETTINGS).is_file()
     require(made, f"{folder}: this model's images are not there yet; make them {command}")
     other = folder.resolve() != real.resolve()

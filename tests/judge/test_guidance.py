@@ -1,0 +1,124 @@
+"""The guidance for a classifier: judges who know the training recordings only choose it, once for a model."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.judge.cases import noise, recorded, resampled, shuffled
+from tests.tiny import PATH, make_images
+from train import augment, evaluate, ldm, sample, vae
+from train.base.errors import UserError
+from train.judge import guidance
+from train.judge.guidance import Tried, best, try_out
+
+REAL, RECORDINGS = recorded(range(1, 5), 2, 32, 0)
+NEW, _ = recorded(range(1, 5), 2, 32, 1)
+
+
+def rng() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def test_a_guidance_whose_images_teach_the_users_is_chosen():
+    made = {1.0: noise(REAL, NEW, rng()), 2.0: resampled(REAL, NEW, rng()), 3.0: shuffled(REAL, REAL, rng())}
+    tried = try_out(made, REAL, 4, torch.device("cpu"))
+    assert [one.guidance for one in tried] == [1, 2, 3]
+    assert tried[1].accuracy > 0.8 > 0.6 > max(tried[0].accuracy, tried[2].accuracy)
+    assert best(tried, RECORDINGS).guidance == 2
+
+
+def right(share: float) -> torch.Tensor:
+    return (torch.linspace(0, 1, 80)[torch.randperm(80, generator=rng())] < share).double().expand(2, 80)
+
+
+@pytest.mark.parametrize(("accuracies", "chosen"), [((0.5, 0.5, 0.5), 1), ((0.5, 0.9, 0.92), 1.5), ((0.8, 0.5, 0), 1)])
+def test_of_those_that_are_about_the_same_the_smallest_is_chosen(accuracies, chosen):
+    tried = [Tried(scale, right(share)) for scale, share in zip((1, 1.5, 2), accuracies, strict=True)]
+    assert best(tried[::-1], torch.arange(80) // 10).guidance == chosen
+
+
+# ---- the commands
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("guided")
+    common = ["--config", str(PATH), "--data_dir", str(make_images(folder / "data")), "--num_epochs", "1"]
+    vae.main([*common, "--output_dir", str(folder / "v")])
+    ldm.main([*common, "--output_dir", str(folder / "l"), "--vae_path", str(folder / "v/final_model")])
+    return folder / "l/final_model"
+
+
+@pytest.fixture
+def model(trained, tmp_path) -> Path:
+    return shutil.copytree(trained, tmp_path / "l/final_model")
+
+
+@pytest.fixture
+def times_chosen(monkeypatch) -> list[float]:
+    """How often judges were asked; they choose 3."""
+    asked = []
+
+    def fake(made, real, num_users, device):
+        asked.append(len(real))
+        return [Tried(scale, torch.full((2, len(real)), float(scale == 3))) for scale in made]
+
+    monkeypatch.setattr(guidance, "try_out", fake)
+    return asked
+
+
+def guidances(model: Path) -> list[float]:
+    settings = [json.loads(path.read_text()) for path in model.parent.glob("generated/*/settings.json")]
+    return sorted(one["sampling"]["guidance"] for one in settings)
+
+
+def make(model: Path, *more: str) -> None:
+    sample.main(["--model", str(model), "--num_images", "1", "--steps", "2", *more])
+
+
+def test_it_is_chosen_once_and_only_for_a_classifier(model, times_chosen, capsys):
+    make(model)
+    assert (guidances(model), times_chosen) == ([1.5], [])
+    for _ in range(2):
+        make(model, "--purpose", "augment")
+    assert (guidances(model), len(times_chosen)) == ([1.5, 3.0], 1)
+    assert capsys.readouterr().out.count("guidance 3 serves a classifier") == 1
+    augment.main(["--model", str(model), "--per_user", "1", "--steps", "2"])
+    assert len(times_chosen) == 1
+    assert json.loads(next(model.parent.glob("augmented/*/augmented.json")).read_text())["sampling"]["guidance"] == 3
+
+
+def test_whoever_names_a_guidance_gets_it(model, times_chosen):
+    make(model, "--purpose", "augment", "--guidance", "1.25")
+    make(model, "--purpose", "augment", "--set", "sampling.guidance=1.75")
+    assert (guidances(model), times_chosen) == ([1.25, 1.75], [])
+
+
+def test_the_choice_is_of_this_model_and_this_sampler_alone(model, times_chosen):
+    make(model, "--purpose", "augment")
+    path = model.parent / guidance.NAME
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps(kept | {"of": kept["of"] | {"weights": "those of another model"}}))
+    make(model, "--purpose", "augment", "--num_images", "2")
+    make(model, "--purpose", "augment", "--sampler", "ddim")
+    assert len(times_chosen) == 3
+
+
+def test_what_is_held_out_has_no_say(model, times_chosen, trained):
+    split = json.loads((model / "split.json").read_text())
+    make(model, "--purpose", "augment")
+    held_out = len(split["held_out"])
+    images = len(list((trained.parents[1] / "data").glob("*/*")))
+    assert held_out > 0
+    assert times_chosen == [images - held_out]
+
+
+def test_the_images_for_a_classifier_are_those_that_are_judged(model, times_chosen):
+    make(model)
+    make(model, "--purpose", "augment")
+    shutil.rmtree(next(path for path in model.parent.glob("generated/*guidance3*")))
+    with pytest.raises(UserError, match=r"guidance3_seed0_\w+: this model's images are not there yet; .*augment$"):
+        evaluate.main(["--model", str(model), "--set", "sampling.steps=2"])

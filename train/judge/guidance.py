@@ -1,0 +1,135 @@
+"""Which guidance serves a classifier?
+
+Images generated with each of a few are what judges learn from, who are then asked about the real training images. What
+is held out has no say.
+
+Guidance makes the right person surer and the images of a person more alike. A classifier learns from both, so the best
+guidance for it is often less than for the eye, and depends on model and data.
+
+N real images, U users.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from train.base.files import read_json, write_json
+from train.base.processes import on_main
+from train.base.progress import progress
+from train.base.units import percent
+from train.config.schema import Config
+from train.data.split import numbers_of_recordings
+from train.judge import network, ridge
+from train.judge.interval import over_recordings
+from train.judge.labelled import Labelled
+from train.judge.material import labelled, real_images
+from train.judge.pool import Training, one_thread_each, train_all
+from train.runs.final_model import TrainedLDM
+from train.runs.generated import SEED, settings_of
+from train.stages.generate import generate
+
+CANDIDATES = (1.0, 1.5, 2.0, 3.0)
+MOST_OF_EACH, MOST = 10, 200  # images that are generated with a candidate, of each user and of all
+SEEDS = 2
+NAME = "guidance.json"  # beside the model
+
+
+@dataclass(frozen=True, eq=False)
+class Tried:
+    guidance: float
+    right: Tensor  # (SEEDS, N), 0 to 1: the share of the judges that recognise each real image
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.right.mean())
+
+
+def try_out(made: dict[float, Labelled], real: Labelled, num_users: int, device: torch.device) -> list[Tried]:
+    """Both kinds of judges learn from the images `made` with each guidance, and are asked about the real ones."""
+    channels = real.images.shape[1]
+    blank = {guidance: [network.new_network(channels, num_users, seed, device) for seed in range(SEEDS)]
+             for guidance in made}  # fmt: skip
+    probe = network.new_network(channels, num_users, 0, device)
+    with one_thread_each(device) as pool:
+        steps = pool.submit(network.enough_steps, probe, real, False, 0).result()
+
+    def training(guidance: float, seed: int) -> Training:
+        return Training(blank[guidance][seed], lambda: made[guidance], steps, False, seed,
+                        lambda trained: trained.recognised(real.images))  # fmt: skip
+
+    said = iter(train_all([training(guidance, seed) for guidance in made for seed in range(SEEDS)], device))
+    seen, found = ridge.seen_by_ridge(real.images), []
+    for guidance, images in made.items():
+        by_ridge = ridge.ridge_of(images, num_users, real).predict(seen) == real.users
+        by_network = torch.stack([next(said) == real.users for _ in range(SEEDS)])
+        found.append(Tried(guidance, (by_network.double() + by_ridge) / 2))
+    return found
+
+
+def best(tried: Sequence[Tried], recordings: Tensor) -> Tried:
+    """The smallest guidance that is not surely worse than the one of the highest accuracy, as images vary more then.
+
+    `recordings` (N,) numbers those of the real images.
+    """
+    highest = max(tried, key=lambda one: one.accuracy)
+
+    def surely_worse(one: Tried) -> bool:
+        return over_recordings(highest.right - one.right, recordings, least=-1.0).low > 0
+
+    return min((one for one in tried if not surely_worse(one)), key=lambda one: one.guidance)
+
+
+# ---- once for each model
+
+
+def with_its_guidance(model: Path, config: Config, trained: TrainedLDM, choose: bool) -> Config:
+    """The config with the guidance that serves a classifier.
+
+    It is chosen once and kept beside the model. Where that has not been done it is done now, if `choose`, on the
+    models' device; else the config stays as it is.
+    """
+    key, path = settings_of(config.sampling, SEED, (trained.vae, trained.denoiser)), model.parent / NAME
+    del key["sampling"]["guidance"]
+
+    def found() -> float | None:
+        kept = read_json(path) if path.is_file() else {}
+        if kept.get("of") == key:
+            return kept["guidance"]
+        return choose_now(model, config, trained, key, path) if choose else None
+
+    guidance = on_main(found)
+    return config if guidance is None else replace(config, sampling=replace(config.sampling, guidance=guidance))
+
+
+def choose_now(model: Path, config: Config, trained: TrainedLDM, key: dict, path: Path) -> float:
+    data, split = real_images(model, config)
+    rows, num_users = split.training, len(data.user_names)
+    real, recordings = labelled(data, rows), numbers_of_recordings(data, rows.tolist(), config.data)
+    each = max(1, min(MOST_OF_EACH, MOST // num_users))
+    wanted = [(user, number) for number in range(each) for user in range(num_users)]
+    made = {guidance: Labelled(images, torch.tensor([user for user, _ in wanted]))
+            for guidance, images in generated(trained, config, wanted).items()}  # fmt: skip
+    tried = try_out(made, real, num_users, next(trained.vae.parameters()).device)
+    chosen = best(tried, recordings)
+    write_json(path, {"guidance": chosen.guidance, "tried": {f"{one.guidance:g}": one.accuracy for one in tried},
+                      "images_per_user": each, "of": key})  # fmt: skip
+    accuracies = ", ".join(f"{percent(one.accuracy)} with {one.guidance:g}" for one in tried)
+    print(f"guidance {chosen.guidance:g} serves a classifier: judges that learn from {each} generated images per user "
+          f"recognise of the real training images {accuracies} ({path})")  # fmt: skip
+    return chosen.guidance
+
+
+def generated(trained: TrainedLDM, config: Config, wanted: list[tuple[int, int]]) -> dict[float, Tensor]:
+    """Images uint8 (M, C, H, W) for each of CANDIDATES, all from the same noise."""
+    size, found = config.sampling.batch_size, {guidance: [] for guidance in CANDIDATES}
+    batches = [(guidance, wanted[start : start + size])
+               for guidance in CANDIDATES for start in range(0, len(wanted), size)]  # fmt: skip
+    for guidance, batch in progress(batches, desc="choosing the guidance", unit="batch"):
+        sampling = replace(config.sampling, guidance=guidance)
+        found[guidance].append(
+            generate(trained.denoiser, trained.vae, trained.schedule, sampling, batch, SEED, size)
+        )
+    return {guidance: torch.cat(images) for guidance, images in found.items()}
