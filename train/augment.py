@@ -57,20 +57,22 @@ def main(argv: list[str] | None = None) -> None:
     on_main(lambda: claim_folders(Path(config.data.dir), images, settings, folder, settings | origin))
 
     judge = Judge(real, numbers_of_recordings(data, rows, config.data), len(names), device)
-    choice = Choice(len(names), per_user, args.sift, judge)
+    choice = Choice(len(names), per_user, args.sift)
     wanted = choice.first
     while wanted:
         made = image_paths(images, names, wanted)
         fill(trained, config.sampling, args.seed, made)
-        wanted = on_main(lambda made=made: choice.look_at(list(made), read_made(made, config.data)))
+        wanted = on_main(lambda made=made: choice.look_at(list(made), judge(read_made(made, config.data))))
 
     how = {"seed": args.seed, **{flag: getattr(config.sampling, flag) for flag in cli.SAMPLING}}
     real_ones = real_files(paths, Path(config.data.dir))
     for line in on_main(lambda: write_data_set(folder, real_ones, images, names, how, choice)):
         print(line)
     report = on_main(lambda: bring_report(None if args.sift else images, folder))
-    unknown = f"do they help? python -m train.evaluate --model {args.model} --images {folder} judges them"
-    print(verdict(report) if report else unknown)
+    if report:
+        print(verdict(report))
+    elif on_main(lambda: not all(choice.left_out().values())):
+        print(f"do they help? python -m train.evaluate --model {args.model} --images {folder} judges them")
     print(f"the data set is {folder}, and manifest.csv lists it")
 
 

@@ -17,6 +17,7 @@ from train.judge.guidance import with_its_guidance
 from train.judge.material import collect
 from train.judge.pictures import closest_copies, side_by_side
 from train.judge.report import report
+from train.judge.verdict import HARMS, HELPS
 from train.runs.final_model import config_path, load_ldm, trained_users
 from train.runs.generated import SEED, folder_to_judge, settings_of
 
@@ -54,6 +55,9 @@ def main(argv: list[str] | None = None) -> None:
         temporary.write_text(report(judged, {name: picture for name, picture in pictures.items() if picture}), "utf-8")
     for name, sentence in verdicts.items():
         print(f"on {args.test_dir}: {sentence}" if name == "test_dir" else sentence)
+    sifting = judged["results"]["held_out"]["sifting"]
+    if sifting and sifting["word"] in (HELPS, HARMS):
+        print(sifting["sentence"])
     for line in judged["results"]["held_out"]["advice"]:
         print(f"to try: {line}")
     print(f"everything is in {output}/report.html, every figure in {output}/evaluation.json")

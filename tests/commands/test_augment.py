@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.tiny import PATH, USERS, make_images
 from train import augment, evaluate, ldm, sample, vae
@@ -186,6 +187,34 @@ def test_sifting_makes_others_and_says_what_is_left_out(model, capsys):
     said = capsys.readouterr().out
     assert "fewer than 4 are left of ID10 (0), since 8 of a user are made at most" in said
     assert f"and {len(generated)} generated of 3 users" in said
+
+
+def test_where_sifting_leaves_nothing_no_evaluation_is_suggested(model, monkeypatch, capsys):
+    nobody = Seen(0.3, 0.4, 1.0, False, torch.zeros(1))
+    monkeypatch.setattr(Judge, "__call__", lambda _, made: [nobody] * len(made))
+    folder = run(model, "--sift")
+    assert {row["kind"] for row in table(folder / "manifest.csv")} == {"real"}
+    said = capsys.readouterr().out
+    assert "18 real images and 0 generated of 3 users" in said
+    assert "train.evaluate" not in said
+
+
+@pytest.mark.usefixtures("short_judgement")
+def test_evaluate_says_whether_sifting_helps_where_that_is_sure(model, monkeypatch, capsys):
+    folder = run(model)
+    judge = ["--model", str(model), "--images", str(folder), "--quick"]
+    found = []
+    evaluation = evaluate.evaluate
+    monkeypatch.setattr(evaluate, "evaluate", lambda *given: found.append(evaluation(*given)) or found[0])
+    evaluate.main(judge)
+    assert found[0]["results"]["held_out"]["sifting"] is None
+    monkeypatch.setattr(evaluate, "evaluate", lambda *_: found[0])
+    for word, sure in (("helps", True), ("does harm", True), ("makes no difference", False), ("cannot be told", False)):
+        found[0]["results"]["held_out"]["sifting"] = {"word": word, "sentence": f"sifting {word}: who knows"}
+        capsys.readouterr()
+        evaluate.main(judge)
+        assert (f"\nsifting {word}: who knows\n" in capsys.readouterr().out) == sure
+        assert f"Sifting {word}: who knows." in (folder / "report.html").read_text()
 
 
 @pytest.mark.usefixtures("short_judgement")

@@ -6,8 +6,6 @@ import torch
 from train.judge.augmented import COPY, ENOUGH, SOMEBODY_ELSE, Choice, Judge, Seen, at_most_of_each, clusters, spread
 from train.judge.labelled import Labelled
 
-NOTHING = Labelled(torch.empty(0), torch.empty(0))
-
 
 def seen(why: str = "", place: float = 0.0) -> Seen:
     probability = 0.3 if why == SOMEBODY_ELSE else 0.5
@@ -17,12 +15,12 @@ def seen(why: str = "", place: float = 0.0) -> Seen:
 def chosen(verdicts: list[str], per_user: int, sift: bool = True) -> tuple[Choice, list[int]]:
     """A choice for a single user, whose images get these verdicts in turn; and how many were made each time."""
     left = iter(verdicts)
-    choice = Choice(1, per_user, sift, lambda _: [seen(next(left), place) for place in range(made[-1])])
+    choice = Choice(1, per_user, sift)
     made, wanted = [], choice.first
     while wanted:
         assert wanted == [(0, sum(made) + number) for number in range(len(wanted))]
         made.append(len(wanted))
-        wanted = choice.look_at(wanted, NOTHING)
+        wanted = choice.look_at(wanted, [seen(next(left), place) for place in range(made[-1])])
     return choice, made
 
 
@@ -50,8 +48,8 @@ def test_twice_as_many_as_asked_for_are_made_at_most(good):
 
 
 def test_each_user_is_filled_up_by_itself():
-    choice = Choice(2, 2, True, lambda _: [seen(), seen(), seen(COPY), seen()])
-    assert choice.look_at(choice.first, NOTHING) == [(1, 2), (1, 3)]
+    choice = Choice(2, 2, True)
+    assert choice.look_at(choice.first, [seen(), seen(), seen(COPY), seen()]) == [(1, 2), (1, 3)]
 
 
 def test_a_copy_is_left_out_even_of_the_right_user():
@@ -63,7 +61,7 @@ def test_a_copy_is_left_out_even_of_the_right_user():
 def test_of_too_many_the_rare_kinds_stay():
     """Eight of ten passed: six alike, and two that are not. The first four would be alike."""
     places = [0.0, 0.1, 0.05, 0.02, 0.07, 9.0, -7.0, 0.01]
-    choice = Choice(1, 4, True, lambda _: [])
+    choice = Choice(1, 4, True)
     choice.seen = {(0, number): seen(place=place) for number, place in enumerate(places)}
     why = choice.left_out()
     taken = [number for (_, number), reason in why.items() if not reason]

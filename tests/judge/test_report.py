@@ -74,12 +74,16 @@ def striped(seed):
 
 
 def tiny_material(vae):
-    (training, recordings), (out, others), (made, _), (other, changed) = map(striped, range(4))
-    files = [f"ID{user}/{row}.png" for row, user in enumerate(training.users.tolist())]
+    """With twice as many generated images as there are real ones."""
+    (training, recordings), (out, others), (made, _), (other, changed), (more, _) = map(striped, range(5))
+    made = made.with_more(more)
+    files, made_files = (
+        [f"ID{user}/{row}.png" for row, user in enumerate(one.users.tolist())] for one in (training, made)
+    )
     shown = torch.arange(len(out))
     decoded, held_out = (material.reconstructed(vae, real, CPU) for real in (training, out))
     return material.Material(
-        [f"ID{user}" for user in range(USERS)], training, recordings, files, decoded, made, files,
+        [f"ID{user}" for user in range(USERS)], training, recordings, files, decoded, made, made_files,
         material.TestSet(out, others), shown, held_out, material.TestSet(other, changed),
     )  # fmt: skip
 
@@ -140,7 +144,7 @@ def test_the_sample_is_of_the_kind_that_an_evaluation_is(measured):
     nothing = {path for path, kind in real ^ made_up if kind is type(None)}
     assert nothing <= {
         f".results.{name}{path}" for name in ("held_out", "test_dir")
-        for path in (".verdict.gain", ".worth[].times", ".users[].right_person")
+        for path in (".verdict.gain", ".worth[].times", ".users[].right_person", ".sifting.gain", ".sifting.judge")
     }  # fmt: skip
     assert [(path, kind) for path, kind in real ^ made_up if not path.startswith(tuple(nothing))] == []
 

@@ -4,7 +4,7 @@ The arm `real` sets the measure. Beside it, an arm with generated images is run 
 it better?"), and for so many that each real image is seen as often ("or are the real images only diluted?").
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -15,6 +15,7 @@ from train.judge.labelled import Labelled, draw_of_each
 from train.judge.material import Material
 
 TIMES = (0.5, 1.0, 2.0, 4.0)
+SIFTED_TIMES = 1.0
 ENOUGH_OF_THEM = 0.9  # of the images that an arm asks for; it is left out where fewer are there
 SHARES = (0.25, 0.5, 0.75)  # of the real images, of the learning curve; the arm `real` is its last point
 
@@ -29,6 +30,8 @@ class Arm:
     """Generated images for each real training image."""
     reconstructed: bool = False
     """Take the VAE's reconstructions instead of the real images."""
+    sifted: bool = False
+    """Take those of the generated images that sifting leaves."""
     augmented: bool = False
     length: float = 1.0
     """Optimizer steps, in those of the arm `real`."""
@@ -65,10 +68,11 @@ def wanted(times: float, real: Tensor) -> Tensor:
     return (times * real).round().long().clamp(min=1)
 
 
-def plan(times: dict[float, float], quick: bool) -> list[Arm]:
+def plan(times: dict[float, float], quick: bool, sifted: float = 0.0) -> list[Arm]:
     """All arms; the real images alone get as many steps as the longest arm with generated ones, too ("oversampled").
 
-    `times` are those of `times_for`.
+    `times` are those of `times_for`; `sifted` is how many images sifting leaves for each real one, 0 where it is not
+    tried.
     """
     if quick:
         nearest = min(times, key=lambda t: abs(t - 1))
@@ -79,10 +83,12 @@ def plan(times: dict[float, float], quick: bool) -> list[Arm]:
         most = 1 + max(times.values())
         arms.append(Arm("real" + ending, "without generated", augmented=augmented))
         arms.append(Arm(f"real{ending}, oversampled", "without generated", augmented=augmented, length=most))
-        for t, there in times.items():
-            name = f"real + {t:g} x generated{ending}"
-            arms.append(Arm(name, "with generated", times=t, augmented=augmented))
-            arms.append(Arm(name, "with generated", 1.0, t, False, augmented, 1 + there, "real images"))
+        mixed = [("generated", t, there) for t, there in times.items()]
+        mixed += [("sifted", SIFTED_TIMES, sifted)] if sifted else []
+        for kind, t, there in mixed:
+            name = f"real + {t:g} x {kind}{ending}"
+            one = Arm(name, "with generated", times=t, sifted=kind == "sifted", augmented=augmented)
+            arms += [one, replace(one, length=1 + there, exposure="real images")]
     return [*arms, GENERATED, RECONSTRUCTED, *(() if quick else CURVE)]
 
 
@@ -95,7 +101,9 @@ def training_set(arm: Arm, material: Material, seed: int) -> Labelled:
     if arm.real < 1:
         share = (arm.real * there).round().long()
         chosen = source.of(draw_of_each(source.users, share.clamp(min=1) if arm.real else share, rng))
-    if arm.times:
-        made = material.generated
+    made = material.generated
+    if arm.sifted:
+        chosen = chosen.with_more(made.of(material.sifted.rows[seed]))
+    elif arm.times:
         chosen = chosen.with_more(made.of(draw_of_each(made.users, wanted(arm.times, there), rng)))
     return chosen

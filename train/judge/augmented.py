@@ -9,7 +9,7 @@ N images, U users, D features, K clusters.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor
 from train.config.sections import DataConfig
 from train.data.images import read_image
 from train.judge import network
-from train.judge.labelled import Labelled
+from train.judge.labelled import Labelled, in_random_order
 from train.judge.measures import coarse_spectra
 from train.judge.pool import Training, one_thread_each, train_all
 from train.stages.copies import MOST, Originals
@@ -120,7 +120,6 @@ class Choice:
     num_users: int
     per_user: int
     sift: bool
-    judge: Callable[[Labelled], Sequence[Seen]]
     seen: dict[Image, Seen] = field(default_factory=dict)
 
     @property
@@ -128,12 +127,12 @@ class Choice:
         """The images to begin with."""
         return [(user, number) for user in range(self.num_users) for number in range(self.per_user)]
 
-    def look_at(self, images: list[Image], made: Labelled) -> list[Image]:
+    def look_at(self, images: list[Image], seen: Sequence[Seen]) -> list[Image]:
         """Look at images that have been made; returns those to make next, until there are enough, or 2 N were made.
 
         As many more as will bring what is lacking, if they are as good as those before.
         """
-        self.seen |= dict(zip(images, self.judge(made), strict=True))
+        self.seen |= dict(zip(images, seen, strict=True))
         wanted: list[Image] = []
         for user in range(self.num_users) if self.sift else ():
             good = [not seen.why_left_out for (whose, _), seen in self.seen.items() if whose == user]
@@ -151,6 +150,21 @@ class Choice:
                 taken = spread(torch.stack([self.seen[image].spectrum for image in good]), self.per_user)
                 why |= dict.fromkeys(set(good) - {good[row] for row in taken}, ENOUGH)
         return why
+
+
+def sift(users: Tensor, counts: Tensor, seen: Sequence[Seen], rng: torch.Generator) -> Tensor:
+    """Rows (ascending) that sifting takes of images of `users` (N,), up to counts[u] of each, as `Choice` takes them.
+
+    As if they were made in random order, and these were all that can be made.
+    """
+    taken: list[int] = []
+    for order, count in zip(in_random_order(users, len(counts), rng), counts.tolist(), strict=True):
+        choice = Choice(1, count, sift=True)
+        wanted = choice.first
+        while there := [image for image in wanted if image[1] < len(order)]:
+            wanted = choice.look_at(there, [seen[order[number]] for _, number in there])
+        taken += [int(order[number]) for (_, number), why in choice.left_out().items() if not why]
+    return torch.tensor(sorted(taken), dtype=torch.int64)
 
 
 # ---- variety

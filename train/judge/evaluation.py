@@ -14,6 +14,7 @@ from train.judge.arms import Arm, plan, times_for
 from train.judge.material import Material
 from train.judge.pool import one_thread_each, seconds_per_step
 from train.judge.results import Judged, result
+from train.judge.sifting import images_left, with_sifted
 from train.judge.trials import run_network, run_ridge
 from train.judge.verdict import TITLES
 
@@ -26,6 +27,8 @@ def evaluate(
 ) -> dict:  # fmt: skip
     """All but the names of folders. `losses` are the UNet's validation losses; `say` is told how long it takes."""
     began = time.monotonic()
+    if not quick:
+        material = with_sifted(material, seeds_of(seed, quick), device, say)
     judged = run_trials(material, quick, seed, device, say)
     seen = judged.trials["network"].networks[0].features
     parts = {
@@ -65,9 +68,9 @@ def run_trials(
     material: Material, quick: bool, seed: int, device: torch.device, say: Callable[[str], None]
 ) -> Judged:
     """All arms, all seeds, both judges."""
-    seeds = [seed * SEEDS + number for number in range(QUICK_SEEDS if quick else SEEDS)]
+    seeds = seeds_of(seed, quick)
     real, made = (one.users.bincount(minlength=material.num_users) for one in (material.training, material.generated))
-    arms = plan(times_for(real, made), quick)
+    arms = plan(times_for(real, made), quick, images_left(material.sifted) / len(material.training))
     per_step = seconds_per_step(material.training, material.num_users, device)
     say(f"at most {time_for(arms, len(seeds), network.MOST_STEPS, per_step)}; how long exactly is said when it "
         "is known how many steps a network needs")  # fmt: skip
@@ -84,6 +87,11 @@ def run_trials(
         "ridge": run_ridge(arms, seeds, material),
     }
     return Judged(trials, steps, seeds)
+
+
+def seeds_of(seed: int, quick: bool) -> list[int]:
+    """Those of the trials of each arm."""
+    return [seed * SEEDS + number for number in range(QUICK_SEEDS if quick else SEEDS)]
 
 
 def time_for(arms: list[Arm], seeds: int, steps: int, per_step: float) -> str:

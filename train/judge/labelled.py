@@ -27,8 +27,12 @@ class Labelled:
 
 def draw_of_each(users: Tensor, counts: Tensor, rng: torch.Generator) -> Tensor:
     """Rows (ascending) of at most counts[u] randomly drawn entries of each user u in `users` (N,)."""
+    own = in_random_order(users, len(counts), rng)
+    return torch.cat([rows[:count] for rows, count in zip(own, counts.tolist(), strict=True)]).sort().values
+
+
+def in_random_order(users: Tensor, num_users: int, rng: torch.Generator) -> tuple[Tensor, ...]:
+    """The rows of each user in `users` (N,)."""
     order = torch.randperm(len(users), generator=rng)
-    order = order[users[order].argsort(stable=True)]  # by user, in random order within each
-    per_user = users.bincount(minlength=len(counts))
-    place = torch.arange(len(users)) - (per_user.cumsum(0) - per_user)[users[order]]
-    return order[place < counts[users[order]]].sort().values
+    order = order[users[order].argsort(stable=True)]
+    return order.split(users.bincount(minlength=num_users).tolist())

@@ -31,6 +31,15 @@ class TestSet:
 
 
 @dataclass(frozen=True, eq=False)
+class Sifted:
+    """What sifting takes of the generated images (train/judge/sifting.py)."""
+
+    wanted: int  # images: as many as an arm takes that is not sifted
+    rows: dict[int, Tensor]  # those taken, by the seed of a trial: int64, ascending
+    left_out: dict[str, int]  # how many of all generated images, by reason
+
+
+@dataclass(frozen=True, eq=False)
 class Material:
     """All images that the judges work with; a user has one number everywhere."""
 
@@ -49,6 +58,8 @@ class Material:
     held_out_reconstructed: Labelled  # (M,)
     other_conditions: TestSet | None
     """Real images of --test_dir."""
+    sifted: Sifted | None = None
+    """None where sifting is not tried."""
 
     @property
     def num_users(self) -> int:

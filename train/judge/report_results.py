@@ -103,7 +103,7 @@ def arms(results: dict[str, dict], titles: dict[str, str], settings: dict) -> Ma
     def block(result: dict, level: str) -> Markup:
         charts = (chart(result, judge, level) for judge in result["judges"])
         tables = (arm_table(titles[judge["name"]], result, judge) for judge in result["judges"])
-        return joined([element("div", *charts, class_="pair"), interval_key(), *tables])
+        return joined([sifting(result["sifting"]), element("div", *charts, class_="pair"), interval_key(), *tables])
 
     def answer(key: str, result: dict) -> str:
         judge = next(judge for judge in result["judges"] if judge["name"] == result["verdict"]["judge"])
@@ -124,6 +124,15 @@ def arms(results: dict[str, dict], titles: dict[str, str], settings: dict) -> Ma
     question = "Does a judge recognise more in new recordings if it trains on generated images too?"
     answers = (answer(*item) for item in results.items())
     return joined([lead(question, *answers), note(explained), per_set(results, block)])
+
+
+def sifting(found: dict | None) -> Markup:
+    """What sifting brings; nothing where it was not tried."""
+    explained = (
+        " Sifted arms have up to as many images as those with 1 x generated, such as train.augment --sift would take. "
+        "A gain is the mean over all arms that were run both ways; the intervals of two judges hold at once."
+    )
+    return element("p", sentence(found["sentence"]), explained) if found else Markup()
 
 
 def best_two(result: dict, judge: dict) -> tuple[dict, dict]:

@@ -13,6 +13,7 @@ from train.judge.arms import CURVE, GENERATED, REAL, Arm, training_set
 from train.judge.interval import over_seeds
 from train.judge.material import Material, TestSet
 from train.judge.reasons import reasons
+from train.judge.sifting import advice_of, sifting
 from train.judge.trials import Trials
 from train.judge.verdict import Judgement, judge, verdict
 
@@ -36,11 +37,15 @@ def result(
     word = verdict(judgements)
     leading = next(one for one in judgements if one.judge == word["judge"])
     why = reasons(judgements[0], found, losses, material)
+    able = {one.judge: judged.trials[one.judge] for one in judgements if one.may_judge}
+    sifted = sifting(able, name, test, material)
+    advice = [*(to_try for _, to_try in why if to_try), *advice_of(sifted, leading)]
     return {
         "verdict": word,
+        "sifting": sifted,
         "judges": [_one_judge(one) for one in judgements],
         "because": [sentence for sentence, _ in why],
-        "advice": list(dict.fromkeys(to_try for _, to_try in why if to_try)),
+        "advice": list(dict.fromkeys(advice)),
         "arms": [_one_arm(one, arm, judged, material) for one in judgements for arm in one.accuracy],
         "learning_curve": [point for one in judgements for point in learning_curve(one, material)],
         "worth": [worth(one, material) for one in judgements if CURVE[0] in one.accuracy],

@@ -99,12 +99,12 @@ def why_not(accuracy: Figure, chance: float, gain: Figure) -> str:
 
 
 def word_for(gains: dict[Arm, Figure], best: Arm) -> str:
-    """Helps: some share of generated images is a sure gain. Does harm: as many as real ones are a sure loss, both at
-    equal steps and at equal exposure, with and without augmentation."""
+    """Helps: some share of generated images is a sure gain. Does harm: as many as real ones, not sifted, are a sure
+    loss, both at equal steps and at equal exposure, with and without augmentation."""
     if gains[best].low > 0:
         return HELPS
     nearest = min((arm.times for arm in gains), key=lambda times: abs(times - 1))
-    usual = [gain for arm, gain in gains.items() if arm.times == nearest]
+    usual = [gain for arm, gain in gains.items() if arm.times == nearest and not arm.sifted]
     return HARMS if all(gain.high < 0 for gain in usual) else NO_DIFFERENCE
 
 
