@@ -18,7 +18,7 @@ from train.judge.evaluation import evaluate
 from train.judge.labelled import Labelled
 from train.judge.material import Material
 from train.judge.material import TestSet as Unseen
-from train.judge.sifting import advice_of, images_left, sifting, with_sifted
+from train.judge.sifting import advice_of, sifting, times_sifted, with_sifted
 from train.judge.trials import Trials, run_ridge
 from train.judge.verdict import HARMS, HELPS, NO_DIFFERENCE, UNKNOWN, judge
 
@@ -78,12 +78,16 @@ def test_of_few_images_all_good_ones_are_taken(there):
 
 
 def test_where_nothing_is_left_out_both_arms_are_the_same(opinion):
-    """So that only what is left out makes a difference."""
+    """So that only what is left out makes a difference, and where nothing is, no arms are run to find none."""
     opinion(lambda user, row: "")
     source = sifted(numbered_material())
     for seed in SEEDS:
         assert torch.equal(*(numbers(training_set(arm, source, seed)) for arm in (AS_THEY_ARE, SIFTED)))
     assert source.sifted.left_out == {COPY: 0, SOMEBODY_ELSE: 0}
+    assert times_sifted(source) == 0
+    found = said(source)
+    assert (found["word"], found["gain"], found["left"]) == (NO_DIFFERENCE, None, 15)
+    assert found["sentence"] == f"sifting {NO_DIFFERENCE}: it leaves out none of 60 generated images"
 
 
 def test_what_is_left_out_is_in_no_sifted_arm_and_counted(opinion):
@@ -106,7 +110,7 @@ def test_without_more_generated_than_real_images_it_is_not_tried(made, opinion):
     opinion(lambda user, row: "")
     source = numbered_material(made)
     assert sifted(source) is source
-    assert not any(arm.sifted for arm in plan({1.0: 1.0}, False, images_left(source.sifted)))
+    assert not any(arm.sifted for arm in plan({1.0: 1.0}, False, times_sifted(source)))
 
 
 def test_each_sifted_arm_has_one_beside_it_that_is_not_sifted():
@@ -227,7 +231,7 @@ def walkers(swapped: bool) -> Material:
 
 
 def by_ridge(source: Material) -> dict:
-    arms = plan({1.0: 1.0}, False, images_left(source.sifted) / len(source.training))
+    arms = plan({1.0: 1.0}, False, times_sifted(source))
     trials = run_ridge([arm for arm in arms if arm.group == "with generated"], SEEDS, source)
     return said(source, ridge=trials)
 

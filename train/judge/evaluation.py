@@ -14,7 +14,7 @@ from train.judge.arms import Arm, plan, times_for
 from train.judge.material import Material
 from train.judge.pool import one_thread_each, seconds_per_step
 from train.judge.results import Judged, result
-from train.judge.sifting import images_left, with_sifted
+from train.judge.sifting import times_sifted, with_sifted
 from train.judge.trials import run_network, run_ridge
 from train.judge.verdict import TITLES
 
@@ -70,7 +70,7 @@ def run_trials(
     """All arms, all seeds, both judges."""
     seeds = seeds_of(seed, quick)
     real, made = (one.users.bincount(minlength=material.num_users) for one in (material.training, material.generated))
-    arms = plan(times_for(real, made), quick, images_left(material.sifted) / len(material.training))
+    arms = plan(times_for(real, made), quick, times_sifted(material))
     per_step = seconds_per_step(material.training, material.num_users, device)
     say(f"at most {time_for(arms, len(seeds), network.MOST_STEPS, per_step)}; how long exactly is said when it "
         "is known how many steps a network needs")  # fmt: skip

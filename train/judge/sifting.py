@@ -43,6 +43,12 @@ def images_left(sifted: Sifted | None) -> float:
     return sum(left) / len(left) if min(left) else 0.0
 
 
+def times_sifted(material: Material) -> float:
+    """The same for each real image; 0 where no arms are needed: all images pass, so that they would have the same."""
+    sifted = material.sifted
+    return images_left(sifted) / len(material.training) if sifted and any(sifted.left_out.values()) else 0.0
+
+
 # ---- the answer
 
 
@@ -78,6 +84,9 @@ def sifting(trials: dict[str, Trials], tests: str, test: TestSet, material: Mate
     reasons = (f"of {counted(generated, 'generated image')} it leaves out {sifted.left_out[SOMEBODY_ELSE]:,} that look "
                f"more like somebody else and {sifted.left_out[COPY]:,} that are suspected copies")  # fmt: skip
     reasons += f", so that its arms have {left:,.0f} of the {sifted.wanted:,} wanted" if left < sifted.wanted else ""
+    if not any(sifted.left_out.values()):
+        said = f"sifting {NO_DIFFERENCE}: it leaves out none of {counted(generated, 'generated image')}"
+        return {"word": NO_DIFFERENCE, "sentence": said, "judge": None, "gain": None, "judges": [], **there}
     both = [one for name, own in trials.items() if (one := in_pairs(name, own, tests, test, len(trials)))]
     if not both:
         why = "no judge may judge" if left else "no image is left"
