@@ -134,7 +134,8 @@ def record(command: str, found: dict[str, dict], runs: dict[str, dict], data: di
         "images, by the old recipe: noise predicted, one image at a time and four to a step, the VAE in the loop, a "
         "constant rate of 1e-4, no moving average, DDIM in 50 steps with guidance 2. It trains for as many seconds as "
         "ours takes from its start to its end, with all that ours does beside training (reading, validations, "
-        "pictures, judging); of its own time only training counts. It learns from our validation images as well.",
+        "pictures, judging); of its own time only training counts. It learns from our validation images as well. Our "
+        "guidance is chosen by judges of the training recordings, in the time of our sampling.",
         "",
         "".join(summary(ours, theirs)).strip(),
         "",
