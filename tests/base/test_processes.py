@@ -1,11 +1,19 @@
 """One process is the first of one, whatever the group says while the others are left out."""
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch.distributed as dist
 
 from train.base import processes
 from train.base.errors import UserError
 from train.base.processes import gather, joined, leaving_others_out, on_main, rank, world_size
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -53,3 +61,39 @@ def test_a_run_of_one_process_joins_no_group(monkeypatch, environment):
     monkeypatch.setattr(processes.dist, "init_process_group", None)
     with joined():
         assert not dist.is_initialized()
+
+
+TRAINS = """
+import os
+import torch
+from train.base.processes import gather, joined
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+
+before = threads()
+with joined():
+    weight = torch.nn.Parameter(torch.ones(1))
+    weight.sum().backward()
+    torch.optim.AdamW([weight]).step()
+    gather(0)
+    within = threads()
+os.write(1, f"{before} {within} {threads()}\\n".encode())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
+def test_no_thread_of_the_group_outlives_it(tmp_path):
+    """Where one did, one run in four that had trained something ended with a SIGABRT."""
+    (tmp_path / "trains.py").write_text(TRAINS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "trains.py")],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    threads = re.findall(r"^(\d+) (\d+) (\d+)$", done.stdout, re.MULTILINE)
+    assert len(threads) == 2
+    assert all(int(within) > int(before) == int(after) for before, within, after in threads)

@@ -4,6 +4,7 @@ Each has a GPU of its own where there are any. Only the first process writes fil
 one process, and nothing here has an effect.
 """
 
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -50,6 +51,9 @@ def joined() -> Iterator[None]:
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["WORLD_SIZE"] == "1":
         yield
         return
+    # Functions of this module keep the group that there is when it is imported, which optimizers do; the threads of a
+    # group that is kept do not end with it, and may abort the process while Python shuts down.
+    importlib.import_module("torch.distributed.nn.functional")
     store, number, size = next(dist.rendezvous("env://"))
     try:
         backend = "gloo"
