@@ -173,8 +173,8 @@ def record(out: Path, listed: dict, done: list[Run], runs: Path, command: str) -
                 if (run.data, run.stage) == (data, stage):
                     rows.setdefault(run.setting, []).append(figures[stage](run.folder(runs)))
             lines += [f"## {title}: {data}", "", *table(rows), ""]
-    for stage in ("vae", "ldm"):
-        lines += ["Settings:", ""] if stage == "vae" else []
+    lines += ["Settings:", ""]
+    for stage in figures:
         lines += [f"- {setting}: `{json.dumps(keys)}`" for setting, keys in listed[stage].items() if keys]
     out.write_text("\n".join(lines) + "\n", "utf-8")
 

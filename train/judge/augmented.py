@@ -22,7 +22,7 @@ from train.data.images import read_image
 from train.judge import network
 from train.judge.labelled import Labelled, in_random_order
 from train.judge.measures import coarse_spectra
-from train.judge.pool import Training, one_thread_each, train_all
+from train.judge.pool import Training, steps_enough, train_all
 from train.stages.copies import MOST, Originals
 from train.stages.generate import Image
 
@@ -61,11 +61,8 @@ class Judge:
     def networks(self) -> list[network.Network]:
         """Trained when they are first asked."""
         channels = self.training.images.shape[1]
-        *blank, probe = [
-            network.new_network(channels, self.num_users, seed, self.device) for seed in (*range(SEEDS), 0)
-        ]
-        with one_thread_each(self.device) as pool:
-            steps = pool.submit(network.enough_steps, probe, self.training, False, 0).result()
+        steps = steps_enough(self.training, self.num_users, 0, self.device)
+        blank = [network.new_network(channels, self.num_users, seed, self.device) for seed in range(SEEDS)]
         trainings = [
             Training(one, lambda: self.training, steps, False, seed, lambda trained: trained)
             for seed, one in enumerate(blank)

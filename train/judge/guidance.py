@@ -21,18 +21,21 @@ from train.base.processes import on_main
 from train.base.progress import progress
 from train.base.units import percent
 from train.config.schema import Config
+from train.data.dataset import evenly
 from train.data.split import numbers_of_recordings
 from train.judge import network, ridge
-from train.judge.interval import over_recordings
+from train.judge.interval import between_seeds, over_recordings
 from train.judge.labelled import Labelled
 from train.judge.material import labelled, real_images
-from train.judge.pool import Training, one_thread_each, train_all
+from train.judge.pool import Training, steps_enough, train_all
+from train.judge.verdict import of_a_difference
 from train.runs.final_model import TrainedLDM
 from train.runs.generated import SEED, settings_of
 from train.stages.generate import generate
 
 CANDIDATES = (1.0, 1.5, 2.0, 3.0)
 MOST_OF_EACH, MOST = 10, 200  # images that are generated with a candidate, of each user and of all
+MOST_ASKED = 2000  # real images
 SEEDS = 2
 NAME = "guidance.json"  # beside the model
 
@@ -49,18 +52,13 @@ class Tried:
 
 def try_out(made: dict[float, Labelled], real: Labelled, num_users: int, device: torch.device) -> list[Tried]:
     """Both kinds of judges learn from the images `made` with each guidance, and are asked about the real ones."""
-    channels = real.images.shape[1]
-    blank = {guidance: [network.new_network(channels, num_users, seed, device) for seed in range(SEEDS)]
-             for guidance in made}  # fmt: skip
-    probe = network.new_network(channels, num_users, 0, device)
-    with one_thread_each(device) as pool:
-        steps = pool.submit(network.enough_steps, probe, real, False, 0).result()
+    steps = steps_enough(real, num_users, 0, device)
 
-    def training(guidance: float, seed: int) -> Training:
-        return Training(blank[guidance][seed], lambda: made[guidance], steps, False, seed,
-                        lambda trained: trained.recognised(real.images))  # fmt: skip
+    def training(images: Labelled, seed: int) -> Training:
+        blank = network.new_network(real.images.shape[1], num_users, seed, device)
+        return Training(blank, lambda: images, steps, False, seed, lambda trained: trained.recognised(real.images))
 
-    said = iter(train_all([training(guidance, seed) for guidance in made for seed in range(SEEDS)], device))
+    said = iter(train_all([training(images, seed) for images in made.values() for seed in range(SEEDS)], device))
     seen, found = ridge.seen_by_ridge(real.images), []
     for guidance, images in made.items():
         by_ridge = ridge.ridge_of(images, num_users, real).predict(seen) == real.users
@@ -75,9 +73,10 @@ def best(tried: Sequence[Tried], recordings: Tensor) -> Tried:
     `recordings` (N,) numbers those of the real images.
     """
     highest = max(tried, key=lambda one: one.accuracy)
+    seeds = of_a_difference([between_seeds(one.right) for one in tried])
 
     def surely_worse(one: Tried) -> bool:
-        return over_recordings(highest.right - one.right, recordings, least=-1.0).low > 0
+        return over_recordings(highest.right - one.right, recordings, seeds=seeds, least=-1.0).low > 0
 
     return min((one for one in tried if not surely_worse(one)), key=lambda one: one.guidance)
 
@@ -106,7 +105,7 @@ def with_its_guidance(model: Path, config: Config, trained: TrainedLDM, choose: 
 
 def choose_now(model: Path, config: Config, trained: TrainedLDM, key: dict, path: Path) -> float:
     data, split = real_images(model, config)
-    rows, num_users = split.training, len(data.user_names)
+    rows, num_users = evenly(split.training, MOST_ASKED), len(data.user_names)
     real, recordings = labelled(data, rows), numbers_of_recordings(data, rows.tolist(), config.data)
     each = max(1, min(MOST_OF_EACH, MOST // num_users))
     wanted = [(user, number) for number in range(each) for user in range(num_users)]

@@ -20,7 +20,7 @@ from train.judge import network, ridge
 from train.judge.interval import Figure, over_recordings
 from train.judge.labelled import Labelled
 from train.judge.material import labelled
-from train.judge.pool import Training, at_once, one_thread_each, seconds_per_step, train_all
+from train.judge.pool import Training, at_once, seconds_per_step, steps_enough, train_all
 
 MOST, LEAST = 2000, 50  # images; with fewer, a tenth of the accuracy is a handful of them
 ENOUGH = 0.9  # share of the accuracy on real images that reconstructions must leave
@@ -154,9 +154,7 @@ def by_network(halves: Halves, decoded: Tensor, seed: int, device: torch.device,
     real, made = (learned_from(halves, images) for images in (halves.real.images, decoded))
     searches_and_trainings = at_once(device) + len(real) + len(made)  # a search leaves the other threads idle
     say(searches_and_trainings * network.MOST_STEPS * seconds_per_step(real[0], users, device))
-    blank = network.new_network(channels, users, seed, device)
-    with one_thread_each(device) as pool:
-        steps = pool.submit(network.enough_steps, blank, real[0], False, seed).result()
+    steps = steps_enough(real[0], users, seed, device)
 
     def training(images: Labelled) -> Training:
         judge = network.new_network(channels, users, seed, device)

@@ -13,7 +13,7 @@ import torch
 
 from train.base.progress import progress
 from train.judge.labelled import Labelled
-from train.judge.network import Network, new_network, train_network
+from train.judge.network import Network, enough_steps, new_network, train_network
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +75,13 @@ def one_thread_each(device: torch.device) -> Iterator[ThreadPoolExecutor]:
 def at_once(device: torch.device) -> int:
     """How many networks are trained at once."""
     return 1 if device.type == "cuda" else torch.get_num_threads()
+
+
+def steps_enough(images: Labelled, num_users: int, seed: int, device: torch.device) -> int:
+    """How many steps a network needs to learn from these images, without augmentation."""
+    probe = new_network(images.images.shape[1], num_users, seed, device)
+    with one_thread_each(device) as pool:
+        return pool.submit(enough_steps, probe, images, False, seed).result()
 
 
 def seconds_per_step(images: Labelled, num_users: int, device: torch.device) -> float:

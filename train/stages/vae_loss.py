@@ -1,4 +1,4 @@
-"""The VAE's loss: reconstruction and KL divergence, and optionally a perceptual and an adversarial term.
+"""The VAE's loss: reconstruction and KL divergence, and optionally a spectral, a perceptual and an adversarial term.
 
 Shapes: B batch, I image channels, H W image, Z h w latents. Every loss is per sample, (B,).
 
@@ -45,8 +45,9 @@ def spectral_distance(x: Tensor, reconstruction: Tensor) -> Tensor:
     basis = local_waves(PATCH).to(x.device)
 
     def magnitudes(images: Tensor) -> Tensor:
+        """B I waves rows columns"""
         spectra = F.conv2d(images.flatten(0, 1)[:, None], basis, stride=PATCH // 2)  # B*I 2*waves rows columns
-        return spectra.float().unflatten(1, (2, -1)).norm(dim=1).unflatten(0, images.shape[:2])  # B I waves …
+        return spectra.float().unflatten(1, (2, -1)).norm(dim=1).unflatten(0, images.shape[:2])
 
     return (magnitudes(reconstruction) - magnitudes(x)).abs().flatten(1).mean(1)
 
