@@ -83,5 +83,5 @@ def of_the_images(one: Judgement, material: Material) -> list[tuple[str, str]]:
     if made < 0.9 * TIMES[-1] * real:
         said = f"{made:,} generated images are {made / real:.2g} for each real one"
         most = f"{TIMES[-1]:g}"
-        found.append((said, f"make up to {most} for each: python -m train.sample --per_training_image {most}"))
+        found.append((said, f"make up to {most} for each (train.sample --purpose augment --per_training_image {most})"))
     return found
