@@ -42,7 +42,8 @@ def save(model: nn.Module, folder: Path) -> None:
         if safetensors:
             safetensors.save_file(weights, path, metadata={"format": "pt"})
         else:
-            torch.save(weights, path)
+            with open(path, "wb") as file:  # torch alone would not say why it could not write
+                torch.save(weights, file)
     other.unlink(missing_ok=True)  # of an earlier model
     write_json(folder / "config.json", {"_class_name": name} | to_json(model.config))
 
