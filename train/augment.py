@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     real, rows = labelled(data, split.training), split.training.tolist()
     paths = [data.paths[row] for row in rows]
 
-    settings = settings_of(config.sampling, args.seed, (trained.vae, trained.denoiser))
+    settings = settings_of(config.sampling, args.seed, trained)
     images = args.images or default_folder(args.model, settings)
     default = default_augmented(args.model, settings, per_user, args.sift)
     folder = Path(args.output_dir) if args.output_dir else default

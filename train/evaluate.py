@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     device, trained = pick_device(), load_ldm(args.model, config)
     if not cli.gives_guidance(args):
         config = with_its_guidance(args.model, config, trained, choose=False)
-    settings = settings_of(config.sampling, SEED, (trained.vae, trained.denoiser))
+    settings = settings_of(config.sampling, SEED, trained)
     images, output = folder_to_judge(args.model, settings, args.images, Path(config.data.dir), names)
 
     vae = trained.vae.to(device)

@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     trained = load_ldm(args.model, config).to(device)
     if args.purpose == "augment" and not cli.gives_guidance(args):
         config = with_its_guidance(args.model, config, trained, choose=True)
-    settings = settings_of(config.sampling, args.seed, (trained.vae, trained.denoiser))
+    settings = settings_of(config.sampling, args.seed, trained)
     folder = Path(args.output_dir) if args.output_dir else default_folder(args.model, settings)
     on_main(lambda: claim_folder(Path(config.data.dir), folder, settings))
 

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from train.base import processes
 from train.base.errors import SEE_MEMCHECK, Stopped, UserError, nearest, one_line, out_of_memory, require
+from train.base.progress import say
 from train.config.load import CONFIGS, describe
 from train.config.schema import ALTERNATIVES, Config
 
@@ -138,10 +139,10 @@ def run(main: Callable[[list[str] | None], int | None]) -> None:
         with processes.joined():
             try:
                 status = main(None)
+                sys.stdout.flush()
             except Stopped as stopped:
-                print(stopped, file=sys.stderr)
+                say(str(stopped), sys.stderr)  # a terminal that has been closed is a reason to stop
                 status = stopped.status
-        sys.stdout.flush()
         sys.exit(status)
     except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -90,7 +90,7 @@ def with_its_guidance(model: Path, config: Config, trained: TrainedLDM, choose: 
     It is chosen once and kept beside the model. Where that has not been done it is done now, if `choose`, on the
     models' device; else the config stays as it is.
     """
-    key, path = settings_of(config.sampling, SEED, (trained.vae, trained.denoiser)), model.parent / NAME
+    key, path = settings_of(config.sampling, SEED, trained), model.parent / NAME
     del key["sampling"]["guidance"]
 
     def found() -> float | None:

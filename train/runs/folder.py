@@ -51,14 +51,18 @@ def refuse_other_run(folder: Path, config: Config, stage: str) -> list[str]:
     inside = folder.resolve().is_relative_to(Path(config.data.dir).resolve())
     require(not inside, f"{folder}: lies within data.dir {config.data.dir}, where it would count as a user; "
             "use another output_dir")
+    model = next((place for place in [folder, *folder.absolute().parents] if is_model(place)), None)
+    require(model is None, f"{folder}: is the saved model {model}, or lies within it, where no run belongs; use "
+            "another output_dir")
     path = folder / CONFIG
     if not path.is_file():
         free = is_free(folder)
         require(free, f"{folder}: is not empty and not the folder of a {stage} run; use another output_dir")
         return []
     saved = Config.read(path)
-    made_by = path.read_text(encoding="utf-8").partition("\n")[0]
-    require(not made_by.startswith(MADE_BY) or made_by == MADE_BY + stage,
+    made_by = _made_by(folder)
+    require(made_by, f"{folder}: holds a config.yaml that no training has written; use another output_dir")
+    require(made_by == MADE_BY + stage,
             f"{folder}: holds a run of {made_by.removeprefix('# ')}; use another output_dir")
     before, now = _flat(saved, stage), _flat(config, stage)
     same_batch = saved.training(stage).images_per_step == config.training(stage).images_per_step
@@ -68,6 +72,18 @@ def refuse_other_run(folder: Path, config: Config, stage: str) -> list[str]:
     require(not refused, f"{folder}: holds a run of another config ({'; '.join(refused[:3])}"
             f"{'; ...' if refused[3:] else ''}); use another output_dir, or the config of that run")
     return list(differing.values())
+
+
+def is_model(folder: Path) -> bool:
+    """Whether this is the `final_model` of a run, which has a config and a split as the run's folder has."""
+    return (folder / CONFIG).is_file() and (folder / SPLIT).is_file() and not _made_by(folder)
+
+
+def _made_by(folder: Path) -> str:
+    """The first line of its config, where that says which command made the folder; "" elsewhere."""
+    with open(folder / CONFIG, encoding="utf-8", errors="replace") as file:
+        first = file.readline().rstrip("\n")
+    return first if first.startswith(MADE_BY) else ""
 
 
 @contextmanager

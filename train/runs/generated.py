@@ -6,12 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from PIL import Image
-from torch import nn
 
 from train.base.errors import require
 from train.base.files import read_json, tensors_hash, write_json
 from train.config.sections import DataConfig, GenerationConfig
 from train.data.images import SUFFIXES, read_image
+from train.runs.final_model import TrainedLDM
 from train.runs.folder import is_free
 from train.runs.pictures import image_grid, user_labels
 
@@ -22,12 +22,19 @@ MOST_IMAGES = 100_000  # of each user
 GRID_USERS, GRID_IMAGES = 31, 30
 
 
-def settings_of(sampling: GenerationConfig, seed: int, models: tuple[nn.Module, ...]) -> dict:
+def settings_of(sampling: GenerationConfig, seed: int, trained: TrainedLDM) -> dict:
     """All that decides the image of a user and a number, as JSON holds it."""
-    weights = tensors_hash(tensor for model in models for tensor in model.state_dict().values())
     decisive = {key: value for key, value in asdict(sampling).items() if key != "batch_size"}
-    settings = {"seed": seed, "sampling": decisive, "weights": weights}
+    settings = {"seed": seed, "sampling": decisive, **model_of(trained)}
     return json.loads(json.dumps(settings))  # tuples become lists
+
+
+def model_of(trained: TrainedLDM) -> dict:
+    """What the images of a model depend on beside seed and sampling: its weights, and how they are used."""
+    vae, denoiser = trained.vae, trained.denoiser
+    parts = {"vae": vae, "unet": denoiser.unet, "user_encoder": denoiser.user_encoder, "schedule": trained.schedule}
+    weights = tensors_hash(tensor for model in (vae, denoiser) for tensor in model.state_dict().values())
+    return {"weights": weights, "users": trained.users, **{name: asdict(part.config) for name, part in parts.items()}}
 
 
 def default_folder(model: Path, settings: dict) -> Path:
@@ -99,7 +106,8 @@ def folder_to_judge(
     made_with = next((folder / name for name in (SETTINGS, AUGMENTED) if (folder / name).is_file()), None)
     if not made_with:
         return folder, model.parent / "evaluations" / folder.resolve().name
-    same = read_json(made_with).get("weights") == settings["weights"]
+    theirs = read_json(made_with)
+    same = all(theirs.get(key) == settings[key] for key in settings if key not in ("seed", "sampling"))
     require(same, f"{folder}: holds images that another model made than {model}; give theirs as --model, or make new "
             f"ones {command}")
     return folder, folder
