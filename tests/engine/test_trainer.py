@@ -1,5 +1,6 @@
 """The trainer counts steps that were taken, keeps the best, and ends, however it ends, with all its work saved."""
 
+import dataclasses
 import errno
 import itertools
 import json
@@ -312,6 +313,60 @@ def test_gradients_may_overflow_longer_than_losses_before_a_stop(tmp_path):
     assert Run(tmp_path / "a", gradient_factors=overflows)().asked[-1] == 6
     with pytest.raises(UserError, match=r"step 3: fp16 gradients overflowed \d+ times in a row"):
         Run(tmp_path / "b", gradient_factors=overflows | {2 + MAX_SKIPPED: math.inf})()
+
+
+def poison(part: str, value: float):
+    """Something that a step has done: to the weights, to the average, or to the optimizer's moments."""
+
+    def spoil(run: "Run") -> None:
+        with torch.no_grad():
+            if part == "moments":
+                next(iter(run.stage.learner.optimizer.state.values()))["exp_avg_sq"].fill_(value)
+            else:
+                next((run.problem.model if part == "weights" else run.ema.model).parameters()).fill_(value)
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "name"),
+    [
+        ("weights", math.nan, "model.0.weight holds values that are no finite numbers"),
+        ("weights", 1e20, "model.0.weight holds 1e+20, which no trained weight comes near"),
+        ("average", math.inf, "0.weight holds values that are no finite numbers"),
+        ("average", -1e7, "0.weight holds 1e+07, which no trained weight comes near"),
+        ("moments", math.inf, "optimizer.state.0.exp_avg_sq holds values that are no finite numbers"),
+    ],
+)
+@pytest.mark.parametrize("validates", [False, True])
+def test_what_a_step_has_spoilt_is_neither_kept_nor_sampled_from(tmp_path, part, value, name, validates):
+    run = Run(tmp_path, save_interval=2, sample_interval=4 if validates else 99)
+    run.resume()
+
+    def check() -> None:
+        if run.trainer.step == 4:
+            poison(part, value)(run)
+
+    with pytest.raises(UserError) as caught:
+        run.trainer.run(check)
+    message = str(caught.value)
+    of = "ema.model." if part == "average" and not validates else ""
+    assert message.startswith(f"test: after step 4: {of}{name}")
+    assert f"the last good checkpoint is {run.checkpoints / 'step_00000002'}" in message
+    assert "try a lower learning_rate" in message
+    assert run.names() == ["step_00000000", "step_00000002"]
+    if part == "average":
+        assert run.validated == []
+
+
+def test_a_weight_decay_that_blows_up_ends_before_it_is_kept(tmp_path):
+    """Losses and gradients stay finite for a while; a step multiplies the weights by a hundred."""
+    decaying = dataclasses.replace(FALLING, weight_decay=1e4)
+    run = Run(tmp_path, save_interval=2, optimizer=decaying, scaled=False)
+    for group in run.stage.learner.optimizer.param_groups:
+        group["weight_decay"] = decaying.weight_decay
+    with pytest.raises(UserError, match=r"^test: after step \d: model\..* which no trained weight comes near; that is"):
+        run()
 
 
 # ---- the best

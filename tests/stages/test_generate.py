@@ -1,5 +1,6 @@
 """An image is a function of seed, user and number, and of nothing else."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from diffusion.sampling import SamplingConfig
 from diffusion.schedule import ScheduleConfig, make_schedule
 from tests.tiny import tiny, tiny_denoiser, tiny_vae
 from train.data.images import to_uint8
+from train.engine.step import NotFinite
 from train.stages.generate import generate
 
 WANTED = [(user, number) for user in range(3) for number in range(2)]
@@ -108,3 +110,15 @@ def test_images_are_bytes_without_a_gradient(models):
     result = generate(*models, SamplingConfig(steps=2), WANTED, 0, 4)
     assert result.dtype == torch.uint8
     assert not result.requires_grad
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_images_that_are_no_numbers_are_refused_and_never_black(models, part):
+    """Products of finite weights need not be finite."""
+    model, vae, schedule = models
+    spoilt_unet, spoilt_vae = copy.deepcopy(model), copy.deepcopy(vae)
+    with torch.no_grad():
+        for weight in (spoilt_unet.unet if part == "unet" else spoilt_vae.decoder).parameters():
+            weight.mul_(1e8)
+    with pytest.raises(NotFinite, match="the model's images are no finite numbers"):
+        images((spoilt_unet, spoilt_vae, schedule))

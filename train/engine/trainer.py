@@ -15,6 +15,7 @@ from train.base.errors import SEE_MEMCHECK, Stopped, UserError, explaining_out_o
 from train.base.processes import gather, on_main
 from train.base.progress import progress
 from train.base.randomness import batch_rows
+from train.base.sound import what_is_wrong
 from train.base.units import gib
 from train.engine.device import peak_memory
 from train.engine.ema import EMA
@@ -158,6 +159,8 @@ class Trainer:
         with self.speed.paused():
             try:
                 metrics = on_main(self.validated)
+            except NotFinite as error:
+                raise self.spoilt(error) from None
             except UserError as error:
                 self.save(is_best=False)
                 saved = f"saved after step {self.step} of {self.total_steps}"
@@ -170,6 +173,9 @@ class Trainer:
         return self.best.improved_by(metrics)
 
     def validated(self) -> dict[str, float] | None:
+        wrong = what_is_wrong(self.ema.model.state_dict())
+        if wrong:
+            raise NotFinite(wrong)
         sentence = f"out of memory while validating and drawing: {{}}; {SEE_MEMCHECK}"
         with explaining_out_of_memory(sentence), self.ema.averaged(self.stage.model) as averaged:
             return self.stop.unless_asked(lambda: self.stage.validate(averaged, self.step, self.micro_batch))
@@ -177,8 +183,22 @@ class Trainer:
     def save(self, is_best: bool) -> None:
         with self.speed.paused():
             state = {name: part.state_dict() for name, part in self.state().items()}
-            keep = self.training.keep_checkpoints
-            on_main(partial(save_checkpoint, self.checkpoints, self.step, state, keep, is_best))
+
+            def save() -> None:
+                self.require_sound(state)
+                save_checkpoint(self.checkpoints, self.step, state, self.training.keep_checkpoints, is_best)
+
+            on_main(save)
+
+    def require_sound(self, state: dict) -> None:
+        """UserError where the steps so far have spoilt a weight or a moment: that must not be kept as good."""
+        wrong = what_is_wrong(state)
+        if wrong:
+            raise self.spoilt(wrong)
+
+    def spoilt(self, what: object) -> UserError:
+        after = f"{self.stage.title}: after step {self.step}: {what}"
+        return UserError(f"{after}; that is not saved: {last_good(self.checkpoints)}; {TO_TRY}")
 
     def why_stop(self) -> tuple[str, int] | None:
         """The sentence and the exit status with which to stop now: any process's, in all of them."""

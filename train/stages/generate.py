@@ -19,6 +19,7 @@ from train.base.progress import progress
 from train.base.randomness import generator
 from train.config.sections import GenerationConfig
 from train.data.images import save_picture, to_picture, to_uint8
+from train.engine.step import NotFinite
 from train.runs.final_model import TrainedLDM
 
 Image = tuple[int, int]  # the user's index, and the number of the image among those of the user
@@ -32,7 +33,7 @@ def generate(
     """One image for each (user, number) of `images`: uint8 (N, I, H, W).
 
     An image's noise depends only on the seed, the user and the number, so the image is the same in any batch.
-    The models must be in evaluation mode and on one device.
+    The models must be in evaluation mode and on one device. NotFinite where their weights are too large for that.
     """
     device, unet, pixels = next(model.parameters()).device, model.unet.config, []
     for start in range(0, len(images), batch_size):
@@ -49,7 +50,10 @@ def generate(
         denoiser = guided(model.unet, conditional, unconditional, config.guidance, config.guidance_interval)
         latents = sample(denoiser, draw_noise(), schedule, config, draw_noise)  # B Z h w
         # In float32: a decoder in fp16 can overflow.
-        pixels.append(to_uint8(vae.decode(latents / vae.config.scaling_factor)).cpu())  # B I H W
+        decoded = vae.decode(latents / vae.config.scaling_factor)  # B I H W
+        if not decoded.isfinite().all():
+            raise NotFinite("the model's images are no finite numbers, so its weights are spoilt; use an earlier model")
+        pixels.append(to_uint8(decoded).cpu())
     return torch.cat(pixels) if pixels else torch.empty(0, dtype=torch.uint8)
 
 
