@@ -21,6 +21,7 @@ from train.judge.manifest import verdict, write_data_set
 from train.judge.material import labelled, real_images
 from train.runs.augmented import bring_report, claim_folders, default_augmented, real_files
 from train.runs.final_model import config_path, load_ldm, split_path, trained_users
+from train.runs.folder import locked
 from train.runs.generated import MOST_IMAGES, SEED, default_folder, image_paths, settings_of
 from train.stages.generate import fill
 
@@ -56,19 +57,20 @@ def main(argv: list[str] | None = None) -> None:
     origin = {"per_user": per_user, "sift": args.sift, "real_images": tensors_hash([real.images], paths)}
     on_main(lambda: claim_folders(Path(config.data.dir), images, settings, folder, settings | origin))
 
-    judge = Judge(real, numbers_of_recordings(data, rows, config.data), len(names), device)
-    choice = Choice(len(names), per_user, args.sift)
-    wanted = choice.first
-    while wanted:
-        made = image_paths(images, names, wanted)
-        fill(trained, config.sampling, args.seed, made)
-        wanted = on_main(lambda made=made: choice.look_at(list(made), judge(read_made(made, config.data))))
+    with locked(images, "writing"), locked(folder, "writing"):
+        judge = Judge(real, numbers_of_recordings(data, rows, config.data), len(names), device)
+        choice = Choice(len(names), per_user, args.sift)
+        wanted = choice.first
+        while wanted:
+            made = image_paths(images, names, wanted)
+            fill(images, trained, config.sampling, args.seed, made)
+            wanted = on_main(lambda made=made: choice.look_at(list(made), judge(read_made(made, config.data))))
 
-    how = {"seed": args.seed, **{flag: getattr(config.sampling, flag) for flag in cli.SAMPLING}}
-    real_ones = real_files(paths, Path(config.data.dir))
-    for line in on_main(lambda: write_data_set(folder, real_ones, images, names, how, choice)):
-        print(line)
-    report = on_main(lambda: bring_report(None if args.sift else images, folder))
+        how = {"seed": args.seed, **{flag: getattr(config.sampling, flag) for flag in cli.SAMPLING}}
+        real_ones = real_files(paths, Path(config.data.dir))
+        for line in on_main(lambda: write_data_set(folder, real_ones, images, names, how, choice)):
+            print(line)
+        report = on_main(lambda: bring_report(None if args.sift else images, folder))
     if report:
         print(verdict(report))
     elif on_main(lambda: not all(choice.left_out().values())):

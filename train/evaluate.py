@@ -7,9 +7,7 @@ on. Writes `report.html`, which shows everything, and `evaluation.json`, beside 
 from pathlib import Path
 
 from train.base.errors import require
-from train.base.files import replacing, write_json
 from train.config import cli
-from train.data.images import save_picture
 from train.engine.device import pick_device
 from train.engine.log import METRICS, read_lines
 from train.judge.evaluation import evaluate
@@ -18,6 +16,7 @@ from train.judge.material import collect
 from train.judge.pictures import closest_copies, side_by_side
 from train.judge.report import report
 from train.judge.verdict import HARMS, HELPS
+from train.runs.augmented import save_report
 from train.runs.final_model import config_path, load_ldm, trained_users
 from train.runs.generated import SEED, folder_to_judge, settings_of
 
@@ -48,11 +47,9 @@ def main(argv: list[str] | None = None) -> None:
     where = {"model": str(args.model), "images": str(images), "test_dir": args.test_dir and str(args.test_dir)}
     judged = {"verdict": verdicts, **where, **found}
 
-    write_json(output / "evaluation.json", judged)
     pictures = {"images": side_by_side(material), "copies": closest_copies(material, judged["copies"]["pairs"])}
-    save_picture(pictures["images"], output / "generated_and_real.png")
-    with replacing(output / "report.html") as temporary:
-        temporary.write_text(report(judged, {name: picture for name, picture in pictures.items() if picture}), "utf-8")
+    page = report(judged, {name: picture for name, picture in pictures.items() if picture})
+    save_report(output, judged, page, pictures["images"])
     for name, sentence in verdicts.items():
         print(f"on {args.test_dir}: {sentence}" if name == "test_dir" else sentence)
     sifting = judged["results"]["held_out"]["sifting"]

@@ -18,6 +18,7 @@ from train.data.split import training_images
 from train.engine.device import pick_device
 from train.judge.guidance import with_its_guidance
 from train.runs.final_model import config_path, load_ldm, split_path, trained_users
+from train.runs.folder import locked
 from train.runs.generated import MOST_IMAGES, SEED, claim_folder, default_folder, image_paths, overview, settings_of
 from train.stages.generate import fill
 
@@ -57,8 +58,9 @@ def main(argv: list[str] | None = None) -> None:
 
     wanted = [(user, number) for user in users for number in range(num_images)]
     paths = image_paths(folder, names, wanted)
-    there = fill(trained, config.sampling, args.seed, paths)
-    on_main(lambda: save_picture(overview(folder, names, config.data), folder / "grid.png"))
+    with locked(folder, "writing"):
+        there = fill(folder, trained, config.sampling, args.seed, paths)
+        on_main(lambda: save_picture(overview(folder, names, config.data), folder / "grid.png"))
     already = f" ({there} there already)" if there else ""
     said = f"{counted(len(paths), 'image')} of {counted(len(users), 'user')} in {folder}{already}"
     print(f"{said}; in one picture: {folder}/grid.png")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from train.base.errors import UserError
-from train.base.folders import read_as_one, replacing_folder
+from train.base.folders import INCOMPLETE, filling, read_as_one, replacing_folder, require_complete
 
 OLD, NEW = {"config": "old", "deep/weights": "old"}, {"config": "new", "deep/weights": "new"}
 
@@ -101,3 +101,25 @@ def test_a_folder_replaced_while_it_is_read_is_found_out(tmp_path):
         pass
     with pytest.raises(UserError, match="model: was replaced while it was read"), read_as_one(tmp_path / "model"):
         replace(tmp_path / "model")
+
+
+def test_a_folder_is_incomplete_until_all_that_was_asked_for_is_there(tmp_path):
+    def fill(asked: str, made: str) -> None:
+        with filling(tmp_path, [tmp_path / "user" / name for name in asked]):
+            with pytest.raises(UserError, match="is not complete"):
+                require_complete(tmp_path)
+            write(tmp_path, {f"user/{name}": "" for name in made})
+            if asked != made:
+                raise ZeroDivisionError
+
+    require_complete(tmp_path)
+    fill("ab", "ab")
+    require_complete(tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        fill("abcde", "abc")
+    fill("a", "a")  # a smaller wish does not make the greater one come true
+    with pytest.raises(UserError, match="is not complete"):
+        require_complete(tmp_path)
+    fill("cde", "cde")
+    require_complete(tmp_path)
+    assert not (tmp_path / INCOMPLETE).exists()

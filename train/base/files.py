@@ -75,7 +75,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, value: dict) -> None:
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(as_json(value), encoding="utf-8")
+
+
+def as_json(value: dict) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path) -> dict:

@@ -2,13 +2,13 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
 from train.base.errors import UserError, require
-from train.base.files import sync_folder, writing
+from train.base.files import read_json, sync_folder, write_json, writing
 
 INCOMPLETE = ".incomplete"  # is in a folder while files are added to it, and stays there when that is cut off
 
@@ -59,6 +59,33 @@ def _settle(path: Path, old: Path, stale: str) -> None:
             place.parent.mkdir(parents=True, exist_ok=True)
             os.replace(file, place)
     shutil.rmtree(old)
+
+
+@contextmanager
+def filling(folder: Path, files: Iterable[Path]) -> Iterator[None]:
+    """While entered, files are added to the folder; it counts as incomplete until all of them are there.
+
+    What earlier processes were to add, and were cut off from, counts as well.
+    """
+    marker = folder / INCOMPLETE
+    wanted = {file.relative_to(folder).as_posix() for file in files}
+    wanted |= set(read_json(marker)["files"]) if marker.is_file() else set()
+
+    def mark() -> bool:
+        missing = [name for name in sorted(wanted) if not (folder / name).exists()]
+        write_json(marker, {"files": missing})
+        return bool(missing)
+
+    mark()
+    yield
+    if not mark():
+        marker.unlink()
+
+
+def require_complete(folder: Path) -> None:
+    complete = not os.path.lexists(folder / INCOMPLETE)
+    require(complete, f"{folder}: is not complete, since what writes it is at work or was cut off; wait for it, or run "
+            "the same command again")
 
 
 @contextmanager

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from train.base.errors import CONTROL, UserError, require, some
+from train.base.folders import require_complete
 from train.base.progress import progress
 from train.base.units import GiB
 from train.config.sections import DataConfig
@@ -46,6 +47,7 @@ def scan(folder: str | Path) -> tuple[list[str], list[list[Path]]]:
     """
     folder = Path(folder)
     require(os.path.isdir(folder), f"{folder}: no such folder; data.dir is what holds a folder of images per user")
+    require_complete(folder)
     entries = _visible(folder)
     users = [entry for entry in entries if os.path.isdir(entry)]
     files = [[entry for entry in _visible(user) if entry.suffix.lower() in SUFFIXES] for user in users]

@@ -87,8 +87,8 @@ def _made_by(folder: Path) -> str:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """While entered, no other run can use the folder, which is made; the system unlocks it when a process dies.
+def locked(folder: Path, work: str = "training") -> Iterator[None]:
+    """While entered, no other command can use the folder, which is made; the system unlocks it when a process dies.
 
     The first process of a run holds the lock. UserError, in all of its processes, where another run holds it.
     """
@@ -103,7 +103,7 @@ def locked(folder: Path) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                said = f"{folder}: another process is training in it; wait for it, or use another output_dir"
+                said = f"{folder}: another process is {work} in it; wait for it, or use another output_dir"
                 raise UserError(said) from None
             except OSError:
                 pass  # a file system without locks, such as some network file systems

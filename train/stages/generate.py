@@ -4,6 +4,7 @@ Shapes: N images, B of them at a time, Z h w latents, I image channels, H W imag
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from diffusion.sampling import SamplingConfig, sample
 from diffusion.schedule import Schedule
 from nets.denoiser import UserDenoiser
 from nets.vae import AutoencoderKL
+from train.base.folders import filling
 from train.base.processes import gather, on_main, rank, world_size
 from train.base.progress import progress
 from train.base.randomness import generator
@@ -57,8 +59,8 @@ def generate(
     return torch.cat(pixels) if pixels else torch.empty(0, dtype=torch.uint8)
 
 
-def fill(trained: TrainedLDM, config: GenerationConfig, seed: int, paths: dict[Image, Path]) -> int:
-    """Write the images that are not at their paths yet; returns how many were there already.
+def fill(folder: Path, trained: TrainedLDM, config: GenerationConfig, seed: int, paths: dict[Image, Path]) -> int:
+    """Write the images that are not at their paths in the folder yet; returns how many were there already.
 
     Several processes divide the batches. An image is then in the same batch as with one process, so its file is the
     same as well.
@@ -66,9 +68,10 @@ def fill(trained: TrainedLDM, config: GenerationConfig, seed: int, paths: dict[I
     missing = on_main(lambda: [image for image, path in paths.items() if not path.exists()])
     size = config.batch_size
     batches = [missing[start : start + size] for start in range(0, len(missing), size)][rank() :: world_size()]
-    for batch in progress(batches, desc="sampling", unit="batch") if batches else ():
-        images = generate(trained.denoiser, trained.vae, trained.schedule, config, batch, seed, size)
-        for image, pixels in zip(batch, images, strict=True):
-            save_picture(to_picture(pixels), paths[image])
-    gather(None)  # wait until the others have written theirs
+    with filling(folder, paths.values()) if missing and rank() == 0 else nullcontext():
+        for batch in progress(batches, desc="sampling", unit="batch") if batches else ():
+            images = generate(trained.denoiser, trained.vae, trained.schedule, config, batch, seed, size)
+            for image, pixels in zip(batch, images, strict=True):
+                save_picture(to_picture(pixels), paths[image])
+        gather(None)  # wait until the others have written theirs
     return len(paths) - len(missing)
