@@ -190,6 +190,31 @@ def test_a_decompression_bomb_is_refused_not_decoded(tmp_path, monkeypatch, limi
     assert "bomb" in refused(path)
 
 
+@pytest.mark.parametrize("error", [AttributeError("no 'encode'"), RecursionError("a\nb"), MemoryError(), KeyError(3)])
+def test_whatever_a_decoder_raises_is_the_sentence_of_its_file(tmp_path, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+    assert refused(save(tmp_path / "a.png", grey(0))).startswith(f"{tmp_path / 'a.png'}: cannot be read (")
+
+
+def test_a_file_too_large_to_be_a_picture_is_not_read(tmp_path):
+    with open(tmp_path / "a.png", "wb") as file:
+        file.truncate(2**40)
+    assert "a.png: cannot be read (larger than 1 GiB)" in refused(tmp_path / "a.png")
+
+
+def test_a_side_of_millions_of_pixels_and_10_8_in_all_are_read(tmp_path):
+    """The one through a box filter first; of the other the header at least is no reason to refuse it."""
+    image = grey(50, (1_000_000, 1))
+    image.paste(200, (500_000, 0, 1_000_000, 1))
+    row = read(save(tmp_path / "a.png", image), 8, 1)[3, :, 0]
+    assert np.abs(row.astype(int) - np.repeat([50, 200], 4)).max() <= 20  # rings beside the step
+    assert (row[0], row[-1]) == (50, 200)
+    assert Image.MAX_IMAGE_PIXELS > 2 * 10**8
+
+
 def test_pixels_without_an_agreed_white_are_refused(tmp_path):
     save(tmp_path / "f.tif", Image.fromarray(np.ones((8, 8), np.float32)))
     save(tmp_path / "i.tif", Image.fromarray(np.ones((8, 8), np.int32)))
