@@ -5,6 +5,7 @@ One line for each question; the exit status is 1 if the answer to any is no.
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -22,7 +23,7 @@ from train.engine.precision import native_precision
 from train.engine.step import mean_losses
 from train.runs.checkpoint import require_disk
 from train.runs.final_model import load_frozen_vae, split_path
-from train.runs.folder import shared_split
+from train.runs.folder import SPLIT, shared_split
 from train.stages.ldm import LDMStage, require_users, vae_folder
 
 T = TypeVar("T")
@@ -89,7 +90,8 @@ def check_data(config: Config) -> tuple[UserImages, str]:
 
 
 def check_split(config: Config, data: UserImages) -> tuple[Split, str]:
-    split = shared_split(data, config.data, split_path(vae_folder(config)))
+    own = Path(config.ldm_training.output_dir) / SPLIT
+    split = shared_split(data, config.data, own, split_path(vae_folder(config)))
     by = f"by recording ({config.data.pattern})" if config.data.pattern else "by file"
     return split, f"{split}, {by}"
 
