@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from train.base.errors import nearest, require, some
+from train.base.names import composed
 from train.base.processes import on_main
 from train.base.units import counted
 from train.config import cli
@@ -42,10 +43,11 @@ def main(argv: list[str] | None = None) -> None:
     names = trained_users(args.model)
     num_images = images_of_each(args)
     config = cli.read_config(args, "sample", default=config_path(args.model), more=cli.SAMPLING)
-    for name in args.users or ():
+    asked = [composed(name) for name in args.users or names]
+    for name in asked:
         knows = f"not a user of this model{nearest(name, names)}; it knows {some(names, 8)}"
         require(name in names, f"--users {name!r}: {knows}")
-    users = [names.index(name) for name in dict.fromkeys(args.users or names)]
+    users = [names.index(name) for name in dict.fromkeys(asked)]
 
     device = pick_device()
     trained = load_ldm(args.model, config).to(device)

@@ -322,8 +322,8 @@ DATA = {
         "data: 1 of 13 images cannot be read...data/ID2/x.tif: cannot be read (floating-point pixels ..."),
     "a user of broken images only": (lambda: [truncate(f"data/ID2/{i}.png", 9) for i in range(4)],
         "data: 4 of 12 images cannot be read...data/ID2/0.png: ...data/ID2/2.png: ... and 1 more"),
-    "a user without images": (lambda: Path("data/ID3").mkdir(),
-        "data: no image directly in the folder of ID3; ... or remove the folder"),
+    "a user whose images are of no known format": (lambda: (Path("data/ID3").mkdir(), Path("data/ID3/1.heic").touch()),
+        "data: no image directly in the folder of ID3; put images there (.apng ...), remove it, or give a folder ..."),
     "a user with images in sub-folders only": (lambda: picture("data/ID3/walk/1.png"),
         "data: no image directly in the folder of ID3; ... if the users are in there, give data/ID3 as data.dir"),
     "users whose names differ in case only": (lambda: picture("data/Id1/1.png"),
@@ -710,8 +710,12 @@ def test_litter_and_odd_images_do_not_disturb(world, monkeypatch, capsys):
     exif[0x0112] = 6
     picture("data/ID2/c.jpg", 5, exif=exif)
     picture("data/ID2/d.jpg", 5, exif=exif.tobytes()[:-3])  # cut short
-    status, said = call(VAE, monkeypatch, capsys)
-    assert (status or 0, said) == (0, "")
+    Path("data/notes").mkdir()
+    others = "data: not used: 2 files of other formats (1 .txt, 1 without a suffix: ID1/notes.txt, ID2/loop)"
+    for line in (VAE, LDM.replace("ldm", "check", 1)):
+        status, said = call(line, monkeypatch, capsys)
+        assert (status or 0) == 0
+        assert said.splitlines()[0] == f"{others}; 1 folder without images (notes)"
     listed = json.loads(Path("new/split.json").read_text())
     assert len(listed["train"] + listed["validation"] + listed["held_out"]) == 16
 

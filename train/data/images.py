@@ -19,7 +19,10 @@ from train.config.sections import DataConfig
 from train.data.metadata import without_metadata
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # recognised by content; PPM is what Pillow calls PGM
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".tif", ".tiff", ".webp")
+SUFFIXES = (
+    ".apng", ".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif",
+    ".tiff", ".webp",
+)  # fmt: skip
 MOST_BYTES = GiB  # of a file
 Image.MAX_IMAGE_PIXELS = 2**28  # more are taken for an attack; a telephone takes pictures of 2 * 10^8
 LONG = 64

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from train.base.errors import UserError, require
 from train.base.files import read_json, tensors_hash, write_json
+from train.base.names import composed
 from train.base.units import counted
 from train.config.sections import DataConfig
 from train.data.dataset import UserImages, natural_key
@@ -138,7 +139,7 @@ def _share(fraction: float, count: int) -> int:
 
 def recording_of(path: str, pattern: str | None) -> str:
     """The recording of a file: group 1 of the pattern in its name, or the match; without a pattern, the name."""
-    match = re.search(pattern or "(?s).+", Path(path).name)
+    match = re.search(composed(pattern or "(?s).+"), composed(Path(path).name))
     recording = match and match[1 if match.re.groups else 0]
     require(recording, f"{path}: data.recording_pattern {pattern!r} finds no recording in this file's name")
     return recording
@@ -181,17 +182,23 @@ def adapt_split(path: Path, data: UserImages, config: DataConfig) -> Split:
     both = len(known.keys() & here)
     if both:
         require_settings(path, settings, config)
-    same_rule = all(settings.get(key) == getattr(config, key) for key in DECIDED_BY)
-    split = make_split(data, config, known if same_rule else {})
-    print(f"{path}: is of other images; of the {len(here)} in {config.dir} {both} keep their side and {len(here) - both} "
-          f"are split by the same rule ({len(known) - both} of its own are gone)", file=sys.stderr)
+    split = make_split(data, config, {} if differing(settings, config) else known)
+    new, gone = len(here) - both, len(known) - both
+    print(f"{path}: is of other images; of the {len(here)} in {config.dir} {both} keep their side and {new} are split "
+          f"by the same rule ({gone} of its own are gone)", file=sys.stderr)
     return split
 
 
 def require_settings(path: Path, settings: dict, config: DataConfig) -> None:
-    for key in DECIDED_BY:
+    for key in differing(settings, config):
         old, new = settings.get(key), getattr(config, key)
-        require(old == new, f"{path}: was made with data.{key} {old!r}, not {new!r}; set it so, {AGAIN}")
+        raise UserError(f"{path}: was made with data.{key} {old!r}, not {new!r}; set it so, {AGAIN}")
+
+
+def differing(settings: dict, config: DataConfig) -> list[str]:
+    """The settings of a saved split that are others now."""
+    both = {key: (settings.get(key), getattr(config, key)) for key in DECIDED_BY}
+    return [key for key, (old, new) in both.items() if old != new and composed(str(old)) != composed(str(new))]
 
 
 def read_split(path: Path) -> tuple[dict, dict[str, list[str]]]:
@@ -199,7 +206,8 @@ def read_split(path: Path) -> tuple[dict, dict[str, list[str]]]:
     saved = read_json(path)
     try:
         settings = dict(saved["settings"])
-        sides = {side: list(map(str, saved[side])) for side in SIDES if side != "held_out" or side in saved}
+        there = [side for side in SIDES if side != "held_out" or side in saved]
+        sides = {side: [composed(str(name)) for name in saved[side]] for side in there}
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{path}: is not a saved split; delete it to have it made again") from None
     require("held_out" in sides, f"{path}: was made by an earlier version, which held no recordings out of training; "
