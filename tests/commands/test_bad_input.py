@@ -302,24 +302,6 @@ DATA = {
     "one image in all": (one_image_in_all, "data: every user has a single recording..."),
     "a folder around it": (one_level_too_high,
         "data: no image directly in the folder of data; ... if the users are in there, give data/data as data.dir"),
-    "a truncated PNG": (lambda: truncate("data/ID2/1.png", 300),
-        "data: 1 of 12 images cannot be read...data/ID2/1.png: cannot be read (image file is truncated..."),
-    "a PNG of its header only": (lambda: truncate("data/ID2/1.png", 20),
-        "data: 1 of 12 images cannot be read...data/ID2/1.png: cannot be read (..."),
-    "zero bytes": (lambda: truncate("data/ID2/1.png", 0),
-        "data: 1 of 12 images cannot be read...data/ID2/1.png: not an image of a known format ..."),
-    "text named .png": (lambda: Path("data/ID2/1.png").write_text("hello"),
-        "data: 1 of 12 images cannot be read...data/ID2/1.png: not an image of a known format ..."),
-    "a directory named .png": (lambda: Path("data/ID2/x.png").mkdir(),
-        "data: 1 of 13 images cannot be read...data/ID2/x.png: cannot be read (not a file)"),
-    "a link to nowhere named .png": (lambda: Path("data/ID2/x.png").symlink_to("nowhere"),
-        "data: 1 of 13 images cannot be read...data/ID2/x.png: cannot be read (not a file)"),
-    "a decompression bomb": (lambda: bomb("data/ID2/1.png", 30_000),
-        "data: 1 of 12 images cannot be read...data/ID2/1.png: cannot be read (Image size (900000000 pixels) ..."),
-    "a small decompression bomb": (lambda: bomb("data/ID2/1.png", 17_000),
-        "data: 1 of 12 images cannot be read...data/ID2/1.png: cannot be read (Image size (289000000 pixels) ..."),
-    "floating-point pixels": (lambda: Image.new("F", (9, 9)).save("data/ID2/x.tif"),
-        "data: 1 of 13 images cannot be read...data/ID2/x.tif: cannot be read (floating-point pixels ..."),
     "a user of broken images only": (lambda: [truncate(f"data/ID2/{i}.png", 9) for i in range(4)],
         "data: 4 of 12 images cannot be read...data/ID2/0.png: ...data/ID2/2.png: ... and 1 more"),
     "a user whose images are of no known format": (lambda: (Path("data/ID3").mkdir(), Path("data/ID3/1.heic").touch()),
@@ -339,6 +321,36 @@ DATA = {
     "a user who is a link to all": (lambda: Path("data/ID3").symlink_to("."),
         "data: no image directly in the folder of ID3; ... if the users are in there, give data/ID3 as data.dir"),
 }  # fmt: skip
+
+
+UNREADABLE = {
+    "a truncated PNG": (lambda: truncate("data/ID2/1.png", 300),
+        "data: 2 of 12 images cannot be read...data/ID2/1.png: cannot be read (image file is truncated..."),
+    "a PNG of its header only": (lambda: truncate("data/ID2/1.png", 20),
+        "data: 2 of 12 images cannot be read...data/ID2/1.png: cannot be read (..."),
+    "zero bytes": (lambda: truncate("data/ID2/1.png", 0),
+        "data: 2 of 12 images cannot be read...data/ID2/1.png: not an image of a known format ..."),
+    "text named .png": (lambda: Path("data/ID2/1.png").write_text("hello"),
+        "data: 2 of 12 images cannot be read...data/ID2/1.png: not an image of a known format ..."),
+    "a directory named .png": (lambda: Path("data/ID2/x.png").mkdir(),
+        "data: 2 of 13 images cannot be read...data/ID2/x.png: cannot be read (not a file)..."),
+    "a link to nowhere named .png": (lambda: Path("data/ID2/x.png").symlink_to("nowhere"),
+        "data: 2 of 13 images cannot be read...data/ID2/x.png: cannot be read (not a file)..."),
+    "a decompression bomb": (lambda: bomb("data/ID2/1.png", 30_000),
+        "data: 2 of 12 images cannot be read...data/ID2/1.png: cannot be read (Image size (900000000 pixels) ..."),
+    "a small decompression bomb": (lambda: bomb("data/ID2/1.png", 17_000),
+        "data: 2 of 12 images cannot be read...data/ID2/1.png: cannot be read (Image size (289000000 pixels) ..."),
+    "floating-point pixels": (lambda: Image.new("F", (9, 9)).save("data/ID2/x.tif"),
+        "data: 2 of 13 images cannot be read...data/ID2/x.tif: cannot be read (floating-point pixels ..."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_an_unreadable_image_that_is_not_the_only_one_is_answered_with(refused, name):
+    spoil, phrase = UNREADABLE[name]
+    truncate("data/ID10/3.png", 0)
+    spoil()
+    refused(VAE, phrase)
 
 
 @pytest.mark.parametrize("name", DATA)
@@ -476,7 +488,7 @@ MODELS = {
     "a split of an earlier version": (lambda: edit(f"{L}/split.json", held_out=...), EVALUATE,
         "l/final_model/split.json: was made by an earlier version, ...; train VAE and LDM again, ..."),
     "a generated image truncated": (lambda: truncate("l/generated/ID1/generated_000.png", 100), EVALUATE,
-        "l/generated: 1 of 3 images cannot be read, more than 5%; repair or remove them: "
+        "l/generated: no image of ID1 can be read; repair or remove them: "
         "l/generated/ID1/generated_000.png: cannot be read (image file is truncated..."),
     "another VAE for the same run": (lambda: weights(V, lambda w: w["encoder.conv_in.bias"].add_(1)), RESUME_LDM,
         "l/checkpoints/step_00000002_best: the VAE is not what this run began with..."),

@@ -10,7 +10,8 @@ from PIL import Image
 from train.base.errors import UserError
 from train.base.names import located
 from train.config.sections import DataConfig
-from train.data.dataset import draw_flips, evenly, load_images, natural_key, scan
+from train.data.dataset import draw_flips, evenly, load_images
+from train.data.folders import natural_key, scan
 from train.data.images import to_uint8
 from train.data.split import fingerprint, load_split, make_split, save_split
 
@@ -93,14 +94,15 @@ def test_folders_that_are_no_users_are_left_out_and_named(tmp_path):
 
 
 def test_all_that_is_not_used_is_counted_and_named(tmp_path, capsys):
-    for name in ("a.png", "b.jfif", "c.JPE", "d.ppm", "e.apng", "f.pnm"):
-        save(tmp_path / "ID1" / name, Image.new("RGB", (8, 8)), format="JPEG" if name[-2:].lower() in "ifpe" else "PPM")
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8))
+    for name, form in (("a.png", "PNG"), ("b.jfif", "JPEG"), ("c.JPE", "JPEG"), ("d.ppm", "PPM"), ("e.apng", "PNG")):
+        save(tmp_path / "ID1" / name, noise, format=form)
     for name in ("1.heic", "2.heic", "3.npy", "README", "Thumbs.db", ".x", "old/4.png", "old/x/5.txt", "@eaDir/6.png"):
         (tmp_path / "ID1" / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / "ID1" / name).write_text("")
     save(tmp_path / "overview.png")
     data = load_images(DataConfig(str(tmp_path), resolution=8))
-    assert len(data) == 6
+    assert len(data) == 5
     assert capsys.readouterr().err == (
         f"{tmp_path}: not used: 4 files of other formats (2 .heic, 1 .npy, 1 without a suffix: ID1/1.heic, ID1/2.heic, "
         "ID1/3.npy and 1 more); 2 files in folders within the users' (1 .png, 1 .txt: ID1/old/4.png, "
@@ -185,6 +187,14 @@ def test_unreadable_files_are_named_counted_and_left_out(folder, capsys):
     assert "left out 2 of 41 images" in message
     assert str(folder / "ID2" / "r0_1.png") in message
     assert str(folder / "ID10" / "x.png") in message
+
+
+def test_a_single_unreadable_file_is_no_reason_to_stop(tmp_path, capsys):
+    for n in range(3):
+        save(tmp_path / "ID1" / f"{n}.png")
+    (tmp_path / "ID1" / "1.png").write_bytes(b"")
+    assert load_images(DataConfig(str(tmp_path), resolution=8)).paths == ["ID1/0.png", "ID1/2.png"]
+    assert "left out 1 of 3 images" in capsys.readouterr().err
 
 
 def test_five_percent_unreadable_is_allowed_and_more_is_refused(folder):

@@ -104,7 +104,8 @@ def _opaque_8_bit(image: Image.Image) -> Image.Image:
     """The image in mode L or RGB, whatever mode Pillow opened it in; ValueError where its white level is unknown.
 
     Transparent pixels become black: in a spectrogram black means no energy, and the colour of a fully transparent
-    pixel depends on the program that saved it. 16-bit grey is divided by 65535 / 255 = 257; Pillow would clip at 255.
+    pixel depends on the program that saved it. Where all are transparent, it is a mistake of that program, and they
+    are taken as opaque. 16-bit grey is divided by 65535 / 255 = 257; Pillow would clip at 255.
     """
     if image.mode == "F":
         raise ValueError("floating-point pixels have no agreed white; save it with 8 or 16 bits")
@@ -115,8 +116,12 @@ def _opaque_8_bit(image: Image.Image) -> Image.Image:
         plain = (tags.get(BITS_PER_SAMPLE), tags.get(PHOTOMETRIC)) == ((16,), BLACK_IS_ZERO) and image.mode != "I"
         if image.format == "TIFF" and not plain:
             raise ValueError("its grey levels have no agreed white; save it with 8 or 16 unsigned bits")
-        return Image.fromarray(np.rint(np.asarray(image, dtype=np.float64) / 257).astype(np.uint8))
+        levels = np.asarray(image)
+        clear = levels == image.info.get("transparency", -1)
+        return Image.fromarray(np.rint(np.where(clear & ~clear.all(), 0, levels) / 257).astype(np.uint8))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
+        if rgba.getextrema()[3] == (0, 0):
+            return rgba.convert("RGB")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba).convert("RGB")
     return _in_mode("L" if image.mode in ("1", "L") else "RGB", image)

@@ -25,7 +25,8 @@ from train.base.files import read_json, tensors_hash, write_json
 from train.base.names import composed
 from train.base.units import counted
 from train.config.sections import DataConfig
-from train.data.dataset import UserImages, natural_key
+from train.data.dataset import UserImages
+from train.data.folders import natural_key
 
 # The settings on which a split depends.
 DECIDED_BY = ("recording_pattern", "recordings_per_user", "validation_fraction", "seed")

@@ -10,7 +10,8 @@ from torch import Tensor
 from nets.vae import AutoencoderKL
 from train.base.errors import nearest, require, some
 from train.config.schema import Config
-from train.data.dataset import UserImages, decode, evenly, load_images, scan
+from train.data.dataset import UserImages, decode, evenly, load_images
+from train.data.folders import scan
 from train.data.split import Split, load_split, numbers_of_recordings
 from train.judge.labelled import Labelled
 from train.runs.augmented import generated_only
