@@ -27,7 +27,7 @@ IMAGES = 5  # of each user
 
 def main(argv: list[str] | None = None) -> None:
     parser = cli.make_parser("sample", __doc__.splitlines()[0], "sample")
-    parser.add_argument("--model", type=Path, required=True, help="final_model of an LDM run")
+    parser.add_argument("--model", type=cli.a_path, required=True, help="final_model of an LDM run")
     parser.add_argument("--users", nargs="+", help="names of users (default: all)")
     number = parser.add_mutually_exclusive_group()
     number.add_argument("--num_images", "--num-images", type=int, help=f"images of each user (default: {IMAGES})")
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.purpose == "augment" and not cli.gives_guidance(args):
         config = with_its_guidance(args.model, config, trained, choose=True)
     settings = settings_of(config.sampling, args.seed, (trained.vae, trained.denoiser))
-    folder = Path(args.output_dir) if args.output_dir else default_folder(args.model, settings)
+    folder = Path(config.ldm_training.output_dir) if args.output_dir else default_folder(args.model, settings)
     on_main(lambda: claim_folder(Path(config.data.dir), folder, settings))
 
     wanted = [(user, number) for user in users for number in range(num_images)]

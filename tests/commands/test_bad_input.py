@@ -346,7 +346,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_an_unreadable_image_that_is_not_the_only_one_is_answered_with(refused, name):
+def test_a_second_unreadable_image_is_answered_with(refused, name):
     spoil, phrase = UNREADABLE[name]
     truncate("data/ID10/3.png", 0)
     spoil()

@@ -1,7 +1,20 @@
-"""Names as people read them: an accent is the same whether it is stored in one code point (NFC) or in two (NFD)."""
+"""Names and paths as people read and write them.
 
+An accent is the same whether it is stored in one code point (NFC) or in two (NFD), and a path may start with `~` and
+hold `$NAME`.
+"""
+
+import os
+import re
 import unicodedata
 from pathlib import Path
+from typing import NewType
+
+from train.base.errors import require
+
+PathText = NewType("PathText", str)
+"""A path in a config: it is expanded as it is read."""
+VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
 
 
 def composed(name: str) -> str:
@@ -18,3 +31,17 @@ def located(folder: Path, name: str) -> Path:
             inner = next(alike, inner)
         folder = inner
     return folder
+
+
+def expanded(path: str) -> str:
+    """The path with `~`, `~user`, `$NAME` and `${NAME}` replaced, as a shell does; UserError where one is not known.
+
+    Nothing is replaced in the very name of something that is there.
+    """
+    if os.path.lexists(path):
+        return path
+    for name in (match[1] or match[2] for match in VARIABLE.finditer(path)):
+        require(os.environ.get(name), f"{path}: the variable {name} is not set")
+    home = os.path.expanduser(path) if path.startswith("~") else path
+    require(not home.startswith("~"), f"{path}: there is no home of {path.partition('/')[0][1:]} on this machine")
+    return VARIABLE.sub(lambda match: os.environ[match[1] or match[2]], home)
