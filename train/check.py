@@ -24,6 +24,7 @@ from train.engine.step import mean_losses
 from train.runs.checkpoint import require_disk
 from train.runs.final_model import load_frozen_vae, split_path
 from train.runs.folder import SPLIT, shared_split
+from train.runs.generated import refuse_within
 from train.stages.ldm import LDMStage, require_users, vae_folder
 
 T = TypeVar("T")
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     sane = check("latents", check_latents, vae, data, split, device)
     stage = check("models", check_models, config, data, vae, sane, device, precision)
     check("training step", check_step, stage)
-    check("disk", lambda stage: (True, require_disk(stage.training, stage.model)), stage)
+    check("disk", check_disk, stage)
     failed, skipped = ([name for name, found in check.outcomes.items() if found == what] for what in ("FAIL", "skip"))
     more = f"; {len(skipped)} skipped" if skipped else ""
     said = f"{len(failed)} of {len(check.outcomes)} failed: {', '.join(failed)}{more}"
@@ -129,6 +130,11 @@ def check_step(stage: LDMStage) -> tuple[bool, str]:
     grad_norm, loss = learner.clip(), mean_losses(totals)["loss"]
     learner.step(loss, grad_norm)
     return True, f"{images} images forward and backward, loss {loss:.3f}"
+
+
+def check_disk(stage: LDMStage) -> tuple[bool, str]:
+    refuse_within(Path(stage.config.data.dir), Path(stage.training.output_dir))
+    return True, require_disk(stage.training, stage.model)
 
 
 if __name__ == "__main__":

@@ -683,6 +683,12 @@ def test_debug_shows_where_a_sentence_comes_from(world, monkeypatch):
 
 # ---- what looks odd and is right
 
+def test_a_check_refuses_an_output_dir_within_the_data(world, capsys):
+    arguments = "--config tiny.yaml --data_dir data --vae_path v/final_model --output_dir data/new"
+    assert check.main(shlex.split(arguments)) == 1
+    assert "FAIL  disk: data/new: lies within data.dir data, where it would count as a user" in capsys.readouterr().out
+
+
 NAMES = ("a b", "a..b", "ID 1.2", "-x", "张伟", "walker 🚶‍♀️", "Žofie", "it's \"me\"", "null", "007")
 
 

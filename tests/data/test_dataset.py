@@ -11,9 +11,10 @@ from train.base.errors import UserError
 from train.base.names import located
 from train.config.sections import DataConfig
 from train.data.dataset import draw_flips, evenly, load_images
-from train.data.folders import natural_key, scan
+from train.data.folders import RESERVED, natural_key, scan
 from train.data.images import to_uint8
 from train.data.split import fingerprint, load_split, make_split, save_split
+from train.runs import augmented, generated
 
 
 def grey(value: int, size: tuple[int, int] = (8, 8)) -> Image.Image:
@@ -131,6 +132,15 @@ def test_names_are_the_same_however_accents_are_stored(tmp_path):
             load_split(tmp_path / "split.json", data, config)
     assert found[0] == found[1]
     assert set(found[0][0]) == {"z", NFC, "f", "e"}
+
+
+def test_a_user_named_like_a_file_that_commands_write_is_refused(tmp_path):
+    written = (generated.SETTINGS, generated.AUGMENTED, augmented.MANIFEST, augmented.LEFT_OUT, *augmented.REPORT)
+    assert {*written, "grid.png"} == set(RESERVED)
+    for name in ("grid.png", "Settings.JSON"):
+        save(tmp_path / name / "1.png")
+        assert f"{name}: no user can be called so" in refused(scan, tmp_path)
+        shutil.rmtree(tmp_path / name)
 
 
 def test_two_images_of_one_name_are_refused(tmp_path):

@@ -22,6 +22,10 @@ NO_USERS = (  # and folders
     "__macosx", "@eadir", "#recycle", "@recycle", "@recently-snapshot", "@tmp", "lost+found", "recycler",
     "$recycle.bin", "system volume information", "found.000", "__pycache__",
 )  # fmt: skip
+RESERVED = (  # files beside the folders of users in what commands write
+    "augmented.json", "evaluation.json", "generated_and_real.png", "grid.png", "left_out.csv", "manifest.csv",
+    "report.html", "settings.json",
+)  # fmt: skip
 OTHER = (*SUFFIXES, ".avif", ".dcm", ".dng", ".eps", ".exr", ".heic", ".heif", ".jp2", ".jxl", ".mat", ".npy", ".npz",
          ".pdf", ".pfm", ".psd", ".raw", ".svg", ".tga")  # fmt: skip
 """Of files that may well be somebody's pictures, whether they are read here or not."""
@@ -68,7 +72,7 @@ def scan(folder: str | Path) -> Scan:
     folders = [entry for entry in entries if os.path.isdir(entry)]
     within = {entry: [] if entry.name.casefold() in NO_USERS else _visible(entry) for entry in folders}
     files = {entry: own for entry, inner in within.items() if (own := [path for path in inner if _has_suffix(path)])}
-    _require_writable_and_unlike(folder, files)
+    _require_good_names(folder, files)
     others = [entry for entry in folders if entry not in files]
     elsewhere = [entry for entry in others if any(_has_suffix(path, OTHER) for path in _below(within[entry]))]
     deeper = elsewhere and any(os.path.isdir(entry) for entry in within[elsewhere[0]])
@@ -89,11 +93,14 @@ def scan(folder: str | Path) -> Scan:
     return Scan([composed(user.name) for user in files], list(files.values()), names)
 
 
-def _require_writable_and_unlike(folder: Path, files: dict[Path, list[Path]]) -> None:
-    """UserError where a name cannot be written into a text file, or stands for two users or two images of a user."""
+def _require_good_names(folder: Path, files: dict[Path, list[Path]]) -> None:
+    """UserError where a name cannot be written into a text file, stands twice, or is that of a file we write."""
     for path in [*files, *itertools.chain(*files.values())]:
         writable = not CONTROL.search(path.name)
         require(writable, f"{folder}: rename {path.name!r}; such a name cannot be written into a text file")
+    for user in files:
+        require(user.name.casefold() not in RESERVED, f"{user}: no user can be called so, since a file beside generated "
+                "images is; rename the folder, or give one with a link to it under another name")
     seen: dict[str, str] = {}
     for user in files:  # the output folders of two users would be the same on Windows and macOS
         same = seen.setdefault(composed(user.name).casefold(), user.name)
