@@ -99,8 +99,8 @@ def _require_good_names(folder: Path, files: dict[Path, list[Path]]) -> None:
         writable = not CONTROL.search(path.name)
         require(writable, f"{folder}: rename {path.name!r}; such a name cannot be written into a text file")
     for user in files:
-        require(user.name.casefold() not in RESERVED, f"{user}: no user can be called so, since a file beside generated "
-                "images is; rename the folder, or give one with a link to it under another name")
+        require(user.name.casefold() not in RESERVED, f"{user}: no user can be called so, since a file beside "
+                "generated images is; rename the folder, or give one with a link to it under another name")
     seen: dict[str, str] = {}
     for user in files:  # the output folders of two users would be the same on Windows and macOS
         same = seen.setdefault(composed(user.name).casefold(), user.name)
