@@ -28,12 +28,12 @@ from train.stages.generate import fill
 
 def main(argv: list[str] | None = None) -> None:
     parser = cli.make_parser("augment", __doc__.splitlines()[0], "sample")
-    parser.add_argument("--model", type=Path, required=True, help="final_model of an LDM run")
+    parser.add_argument("--model", type=cli.a_path, required=True, help="final_model of an LDM run")
     parser.add_argument("--per_user", "--per-user", type=int, metavar="N",
                         help="generated images of each user (default: as many as the user with most has real ones)")
     parser.add_argument("--sift", action="store_true",
                         help="leave out copies and what looks like somebody else, and make others in their place")
-    parser.add_argument("--images", type=Path,
+    parser.add_argument("--images", type=cli.a_path,
                         help="where the generated images are, or will be, by themselves (default: generated/ beside "
                              "the model)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=SEED)
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     settings = settings_of(config.sampling, args.seed, trained)
     images = args.images or default_folder(args.model, settings)
     default = default_augmented(args.model, settings, per_user, args.sift)
-    folder = Path(args.output_dir) if args.output_dir else default
+    folder = Path(config.ldm_training.output_dir) if args.output_dir else default
     origin = {"per_user": per_user, "sift": args.sift, "real_images": tensors_hash([real.images], paths)}
     on_main(lambda: claim_folders(Path(config.data.dir), images, settings, folder, settings | origin))
 

@@ -22,6 +22,7 @@ from PIL import Image
 from train.base.errors import UserError, require
 from train.base.files import as_json, read_json, replacing, write_json
 from train.base.folders import filling
+from train.base.names import composed, located
 from train.base.progress import progress
 from train.runs.folder import locked
 from train.runs.generated import AUGMENTED, SETTINGS, default_folder, refuse_others, refuse_within
@@ -62,7 +63,7 @@ def claim_folders(real: Path, images: Path, settings: dict, folder: Path, origin
 def real_files(paths: list[str], folder: Path) -> dict[str, Path]:
     """Where real images of a data folder go, `USER/name`, and where they are; `paths` are relative to the folder."""
     taken = set(paths)
-    return {_own_name(path, taken): folder / path for path in paths}
+    return {_own_name(path, taken): located(folder, path) for path in paths}
 
 
 def _own_name(path: str, taken: set[str]) -> str:
@@ -113,7 +114,7 @@ def generated_only(folder: Path, paths: list[str]) -> list[int]:
     require((folder / MANIFEST).is_file(), f"{folder}: is not complete; run the same train.augment again")
     try:
         with open(folder / MANIFEST, newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark in front
-            made = {row["file"] for row in csv.DictReader(file) if row["kind"] == GENERATED}
+            made = {composed(row["file"]) for row in csv.DictReader(file) if row["kind"] == GENERATED}
     except (KeyError, UnicodeDecodeError, csv.Error):
         raise UserError(f"{folder / MANIFEST}: is not as train.augment wrote it (UTF-8, commas, the columns file and "
                         "kind); delete it and run the same train.augment again") from None

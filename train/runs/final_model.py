@@ -20,6 +20,7 @@ from nets.vae import AutoencoderKL
 from train.base.errors import CONTROL, require
 from train.base.files import read_json, write_json
 from train.base.folders import read_as_one, replacing_folder
+from train.base.names import composed
 from train.config.schema import Config
 from train.data.dataset import UserImages
 from train.data.split import Split, save_split
@@ -162,6 +163,7 @@ def load_users(folder: Path) -> list[str]:
     listed = isinstance(names, list) and all(isinstance(name, str) for name in names)
     require(listed, f"{path}: 'users' must be a list of names")
     require(names, f"{path}: names no user")
+    names = [composed(name) for name in names]
     for name in names:  # the folders into which a user's images are written
         is_a_name = Path(name).name == name and name not in ("", ".", "..") and not CONTROL.search(name)
         require(is_a_name, f"{path}: the user {name!r} is not the name of a folder")

@@ -13,7 +13,7 @@ from train.base.processes import on_main
 from train.config.schema import Config
 from train.config.sections import DataConfig
 from train.data.dataset import UserImages
-from train.data.split import Split, load_split, make_split
+from train.data.split import Split, adapt_split, load_split, make_split
 
 CONFIG, SPLIT, LOCK = "config.yaml", "split.json", ".lock"
 MODEL_FILES = ("config.json", "users.json")  # the former in a saved VAE, the latter in a saved LDM
@@ -125,10 +125,11 @@ def save_config(config: Config, folder: Path, stage: str | None = None) -> None:
         temporary.write_text(heading + config.as_yaml(), encoding="utf-8")
 
 
-def shared_split(data: UserImages, config: DataConfig, *saved: Path) -> Split:
-    """The split in the first of the files `saved` that is there, else a new one."""
-    found = next((path for path in saved if path.is_file()), None)
-    return load_split(found, data, config) if found else make_split(data, config)
+def shared_split(data: UserImages, config: DataConfig, own: Path, of_vae: Path | None = None) -> Split:
+    """The split in a run's own folder; else that of its VAE, as far as it knows the images; else a new one."""
+    if own.is_file():
+        return load_split(own, data, config)
+    return adapt_split(of_vae, data, config) if of_vae and of_vae.is_file() else make_split(data, config)
 
 
 def _flat(config: Config, stage: str) -> dict[str, object]:

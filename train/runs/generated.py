@@ -9,6 +9,7 @@ from PIL import Image
 
 from train.base.errors import require
 from train.base.files import read_json, tensors_hash, write_json
+from train.base.names import located
 from train.config.sections import DataConfig, GenerationConfig
 from train.data.images import SUFFIXES, read_image
 from train.runs.final_model import TrainedLDM
@@ -72,11 +73,12 @@ def refuse_others(path: Path, settings: dict, kind: str, instead: str) -> None:
 
 def image_paths(folder: Path, names: list[str], images: Iterable[tuple[int, int]]) -> dict[tuple[int, int], Path]:
     """Where each of the images (user, number) belongs."""
-    return {(user, number): folder / names[user] / f"generated_{number:03d}.png" for user, number in images}
+    places = [located(folder, name) for name in names]
+    return {(user, number): places[user] / f"generated_{number:03d}.png" for user, number in images}
 
 
 def image_files(folder: Path, user: str) -> list[Path]:
-    return sorted((folder / user).glob("*.png"))
+    return sorted(located(folder, user).glob("*.png"))
 
 
 def overview(folder: Path, names: list[str], config: DataConfig) -> Image.Image:
@@ -101,7 +103,7 @@ def folder_to_judge(
     require(made, f"{folder}: this model's images are not there yet; make them {command}")
     other = folder.resolve() != real.resolve()
     require(other, f"{folder}: holds the real images; give the folder of generated ones as --images")
-    there = any(path.suffix.lower() in SUFFIXES for user in users for path in (folder / user).glob("*"))
+    there = any(path.suffix.lower() in SUFFIXES for user in users for path in located(folder, user).glob("*"))
     require(there, f"{folder}: holds no image of a user of {model}; make some {command}")
     made_with = next((folder / name for name in (SETTINGS, AUGMENTED) if (folder / name).is_file()), None)
     if not made_with:
