@@ -16,7 +16,7 @@ from train.config import cli
 from train.data.split import numbers_of_recordings, training_images
 from train.engine.device import pick_device
 from train.judge.augmented import Choice, Judge, read_made
-from train.judge.guidance import with_its_guidance
+from train.judge.guidance import for_a_classifier
 from train.judge.manifest import verdict, write_data_set
 from train.judge.material import labelled, real_images
 from train.runs.augmented import bring_report, claim_folders, default_augmented, real_files
@@ -44,8 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     config = cli.read_config(args, "sample", default=config_path(args.model), more=cli.SAMPLING)
     device = pick_device()
     trained = load_ldm(args.model, config).to(device)
-    if not cli.gives_guidance(args):
-        config = with_its_guidance(args.model, config, trained, choose=True)
+    config = for_a_classifier(args.model, config, trained, given=cli.gives_guidance(args))
     data, split = real_images(args.model, config)
     real, rows = labelled(data, split.training), split.training.tolist()
     paths = [data.paths[row] for row in rows]
@@ -66,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
             fill(images, trained, config.sampling, args.seed, made)
             wanted = on_main(lambda made=made: choice.look_at(list(made), judge(read_made(made, config.data))))
 
-        how = {"seed": args.seed, **{flag: getattr(config.sampling, flag) for flag in cli.SAMPLING}}
+        how = {"seed": args.seed, **{flag: getattr(config.sampling, flag) for flag in (*cli.SAMPLING, "mix_above")}}
         real_ones = real_files(paths, Path(config.data.dir))
         for line in on_main(lambda: write_data_set(folder, real_ones, images, names, how, choice)):
             print(line)

@@ -11,7 +11,7 @@ from train.config import cli
 from train.engine.device import pick_device
 from train.engine.log import METRICS, read_lines
 from train.judge.evaluation import evaluate
-from train.judge.guidance import with_its_guidance
+from train.judge.guidance import for_a_classifier
 from train.judge.material import collect
 from train.judge.pictures import closest_copies, side_by_side
 from train.judge.report import report
@@ -34,8 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     names = trained_users(args.model)
     config = cli.read_config(args, "ldm", default=config_path(args.model))
     device, trained = pick_device(), load_ldm(args.model, config)
-    if not cli.gives_guidance(args):
-        config = with_its_guidance(args.model, config, trained, choose=False)
+    config = for_a_classifier(args.model, config, trained, given=cli.gives_guidance(args), choose=False)
     settings = settings_of(config.sampling, SEED, trained)
     images, output = folder_to_judge(args.model, settings, args.images, Path(config.data.dir), names)
 

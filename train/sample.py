@@ -17,7 +17,7 @@ from train.config import cli
 from train.data.images import save_picture
 from train.data.split import training_images
 from train.engine.device import pick_device
-from train.judge.guidance import with_its_guidance
+from train.judge.guidance import for_a_classifier
 from train.runs.final_model import config_path, load_ldm, split_path, trained_users
 from train.runs.folder import locked
 from train.runs.generated import MOST_IMAGES, SEED, claim_folder, default_folder, image_paths, overview, settings_of
@@ -52,8 +52,8 @@ def main(argv: list[str] | None = None) -> None:
 
     device = pick_device()
     trained = load_ldm(args.model, config).to(device)
-    if args.purpose == "augment" and not cli.gives_guidance(args):
-        config = with_its_guidance(args.model, config, trained, choose=True)
+    if args.purpose == "augment":
+        config = for_a_classifier(args.model, config, trained, given=cli.gives_guidance(args))
     settings = settings_of(config.sampling, args.seed, trained)
     folder = Path(config.ldm_training.output_dir) if args.output_dir else default_folder(args.model, settings)
     on_main(lambda: claim_folder(Path(config.data.dir), folder, settings))

@@ -29,7 +29,8 @@ from train.runs.generated import AUGMENTED, SETTINGS, default_folder, refuse_oth
 
 MANIFEST, LEFT_OUT = "manifest.csv", "left_out.csv"
 COLUMNS = (
-    "file", "user", "kind", "seed", "sampler", "steps", "guidance", "probability", "nearest_distance", "copy",
+    "file", "user", "kind", "seed", "sampler", "steps", "guidance", "mix_above", "probability", "nearest_distance",
+    "copy",
 )  # fmt: skip
 REAL, GENERATED = "real", "generated"  # what `kind` says
 EVALUATION = "evaluation.json"

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffusion.guidance import guided
+from diffusion.guidance import Denoiser, guided, mixed
 from diffusion.sampling import SamplingConfig, sample
 from diffusion.schedule import Schedule
 from nets.denoiser import UserDenoiser
@@ -36,8 +36,8 @@ def generate(
 ) -> Tensor:  # fmt: skip
     """One image for each (user, number) of `images`: uint8 (N, I, H, W).
 
-    An image's noise depends only on the seed, the user and the number, so the image is the same in any batch.
-    The models must be in evaluation mode and on one device. NotFinite where their weights are too large for that.
+    An image's noise depends only on the seed, the user and the number, so the image is the same in any batch. So does
+    the other user whose large structures it gets where `config.mix_above` is set. The models must be in evaluation mode and on one device. NotFinite where their weights are too large for that.
     """
     device, unet, pixels = next(model.parameters()).device, model.unet.config, []
     for start in range(0, len(images), batch_size):
@@ -49,9 +49,12 @@ def generate(
             return torch.stack([torch.randn(shape, generator=rng) for rng in rngs]).to(device)  # B Z h w
 
         users = torch.tensor([user for user, _ in batch], device=device)
-        conditional = model.user_encoder(users)  # B L D
-        unconditional = model.user_encoder(users, torch.ones_like(users, dtype=torch.bool))
-        denoiser = guided(model.unet, conditional, unconditional, config.guidance, config.guidance_interval)
+        denoiser = guided_to(users, model, config)
+        if config.mix_above is not None:
+            num_users = model.user_encoder.config.num_users
+            others = [another(user, num_users, generator(seed, "mix", user, number)) for user, number in batch]
+            coarse = guided_to(torch.tensor(others, device=device), model, config)
+            denoiser = mixed(coarse, denoiser, config.mix_above)
         latents = sample(denoiser, draw_noise(), schedule, config, draw_noise)  # B Z h w
         # In float32: a decoder in fp16 can overflow.
         decoded = vae.decode(latents / vae.config.scaling_factor)  # B I H W
@@ -59,6 +62,18 @@ def generate(
             raise NotFinite("the model's images are no finite numbers, so its weights are spoilt; use an earlier model")
         pixels.append(to_uint8(decoded).cpu())
     return torch.cat(pixels) if pixels else torch.empty(0, dtype=torch.uint8)
+
+
+def guided_to(users: Tensor, model: UserDenoiser, config: SamplingConfig) -> Denoiser:
+    """Of images of the users (B,)."""
+    conditional = model.user_encoder(users)  # B L D
+    unconditional = model.user_encoder(users, torch.ones_like(users, dtype=torch.bool))
+    return guided(model.unet, conditional, unconditional, config.guidance, config.guidance_interval)
+
+
+def another(user: int, num_users: int, rng: torch.Generator) -> int:
+    """One of the other users; the user itself where there is none."""
+    return (user + int(torch.randint(1, num_users, (), generator=rng))) % num_users if num_users > 1 else user
 
 
 def fill(folder: Path, trained: TrainedLDM, config: GenerationConfig, seed: int, paths: dict[Image, Path]) -> int:
