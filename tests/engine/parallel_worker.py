@@ -21,7 +21,7 @@ from train.base.files import tensors_hash
 from train.base.randomness import batch_rows, generator
 from train.config import cli
 from train.engine import trainer
-from train.engine.micro_batch import MicroBatch, unless_out_of_memory
+from train.engine.micro_batch import MicroBatch
 from train.engine.optim import kept_here
 from train.engine.parallel import Losses
 from train.engine.precision import GradScaler
@@ -88,7 +88,7 @@ def take_short_of_memory(learner: Learner, losses: Losses, batch: int, micro_bat
         attempts.append("begun")
         return learner.accumulate(short, batch, size)
 
-    while (totals := unless_out_of_memory(attempt, room.size)) is None:
+    while (totals := room.attempt(attempt, room.size)) is None:
         room.halve()
     assert attempts == (["begun", "failed", "begun"] if processes.rank() == 1 else ["begun"])
     grad_norm, means = learner.clip(), mean_losses(totals)

@@ -1,5 +1,6 @@
 """The device that a run computes on, and the most memory that it has taken there."""
 
+import gc
 import resource
 import sys
 
@@ -38,3 +39,9 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def free_memory() -> None:
+    """Give back what nothing uses any more, to the GPU as well. Not within `except`, whose traceback uses it still."""
+    gc.collect()
+    torch.cuda.empty_cache()

@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from train.base.errors import UserError, require
+from train.base.errors import UserError, out_of_memory, require
 from train.base.files import LOAD_ERRORS, file_hash, load_tensors, read_json, sync_folder, write_json
 from train.base.units import in_units
 from train.config.sections import TrainingConfig
@@ -151,6 +151,8 @@ def load_run(folder: Path, total_steps: int, length_key: str, state: dict[str, S
         except UserError as error:
             raise UserError(f"{found.path}: {error}") from None
         except LOAD_ERRORS as error:
+            if out_of_memory(error):
+                raise
             raise UserError(f"{found.path}: the {name} in it is of another model; use another output_dir") from error
     return found.step
 
