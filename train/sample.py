@@ -1,9 +1,10 @@
 """Generate images of users: `python -m train.sample --model runs/demo/ldm/final_model --users ID1 ID5 --seed 42`.
 
 Writes `USER/generated_000.png`, ... and `grid.png`, by default into a folder in `generated/` beside the model that is
-named after settings and seed. The same model, settings and seed give the same images; existing ones are not made again.
-`--per_training_image 1` makes as many images of each user as trained: it doubles the data. `--purpose augment` takes
-the guidance that serves a classifier, which judges who know the training recordings only choose once for a model.
+named after settings and seed. The same model, settings and seed give the same images, up to the rounding of sums;
+existing ones are not made again. `--per_training_image 1` makes as many images of each user as trained: it doubles the
+data. `--purpose augment` takes the guidance that serves a classifier, which judges who know the training recordings
+only choose once for a model.
 """
 
 import argparse

@@ -25,6 +25,8 @@ def pick_device() -> torch.device:
         f"{torch.cuda.get_device_name()} (sm_{major}{minor}): torch {torch.__version__} has no kernels "
         f"for it, only {' '.join(archs)}; for a P100 (sm_60) install a build for CUDA 12.6 (cu126)",
     )
+    # Where fp32 is asked for: from Ampere on, torch lets convolutions round their inputs to the 10 bits of TF32.
+    torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda")
 
 
