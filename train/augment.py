@@ -11,7 +11,7 @@ from pathlib import Path
 
 from train.base.errors import require
 from train.base.files import tensors_hash
-from train.base.processes import on_main
+from train.base.processes import on_main, require_agreement
 from train.config import cli
 from train.data.split import numbers_of_recordings, training_images
 from train.engine.device import pick_device
@@ -50,6 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     paths = [data.paths[row] for row in rows]
 
     settings = settings_of(config.sampling, args.seed, (trained.vae, trained.denoiser))
+    require_agreement(lambda: settings)
     images = args.images or default_folder(args.model, settings)
     default = default_augmented(args.model, settings, per_user, args.sift)
     folder = Path(args.output_dir) if args.output_dir else default

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from train.base.errors import nearest, require, some
-from train.base.processes import on_main
+from train.base.processes import on_main, require_agreement
 from train.base.units import counted
 from train.config import cli
 from train.data.images import save_picture
@@ -53,6 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.purpose == "augment" and not cli.gives_guidance(args):
         config = with_its_guidance(args.model, config, trained, choose=True)
     settings = settings_of(config.sampling, args.seed, (trained.vae, trained.denoiser))
+    require_agreement(lambda: settings)
     folder = Path(args.output_dir) if args.output_dir else default_folder(args.model, settings)
     on_main(lambda: claim_folder(Path(config.data.dir), folder, settings))
 

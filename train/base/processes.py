@@ -104,7 +104,9 @@ def _meet() -> tuple[dist.Store, int, int]:
         number, size = (int(os.environ[key]) for key in (name, name.replace("RANK", "WORLD_SIZE")))
         require(number < size, f"{name}={number}: there are {size} processes, counted from 0; start with torchrun")
     try:
-        return next(dist.rendezvous("env://", timeout=MEETING))
+        met = next(dist.rendezvous("env://", timeout=MEETING))
+        met[0].set_timeout(STEP)  # through the store they find each other once more, when they first compute together
+        return met
     except MEETING_ERRORS as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ['MASTER_PORT']}"
         raise UserError(f"the processes of this run do not find each other at {where} ({_first_line(error)}); "
