@@ -11,14 +11,14 @@ from pathlib import Path
 
 from train.base.errors import require
 from train.base.files import tensors_hash
-from train.base.processes import on_main
+from train.base.processes import on_main, require_agreement
 from train.config import cli
 from train.data.split import numbers_of_recordings, training_images
 from train.engine.device import pick_device
 from train.judge.augmented import Choice, Judge, read_made
-from train.judge.guidance import for_a_classifier
 from train.judge.manifest import verdict, write_data_set
 from train.judge.material import labelled, real_images
+from train.judge.purpose import for_a_classifier
 from train.runs.augmented import bring_report, claim_folders, default_augmented, real_files
 from train.runs.final_model import config_path, load_ldm, split_path, trained_users
 from train.runs.folder import locked
@@ -44,12 +44,14 @@ def main(argv: list[str] | None = None) -> None:
     config = cli.read_config(args, "sample", default=config_path(args.model), more=cli.SAMPLING)
     device = pick_device()
     trained = load_ldm(args.model, config).to(device)
-    config = for_a_classifier(args.model, config, trained, given=cli.gives_guidance(args))
+    if not cli.gives_guidance(args):
+        config = for_a_classifier(args.model, config, trained)
     data, split = real_images(args.model, config)
     real, rows = labelled(data, split.training), split.training.tolist()
     paths = [data.paths[row] for row in rows]
 
     settings = settings_of(config.sampling, args.seed, trained)
+    require_agreement(lambda: settings)
     images = args.images or default_folder(args.model, settings)
     default = default_augmented(args.model, settings, per_user, args.sift)
     folder = Path(config.ldm_training.output_dir) if args.output_dir else default

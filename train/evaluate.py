@@ -11,9 +11,9 @@ from train.config import cli
 from train.engine.device import pick_device
 from train.engine.log import METRICS, read_lines
 from train.judge.evaluation import evaluate
-from train.judge.guidance import for_a_classifier
 from train.judge.material import collect
 from train.judge.pictures import closest_copies, side_by_side
+from train.judge.purpose import for_a_classifier
 from train.judge.report import report
 from train.judge.verdict import HARMS, HELPS
 from train.runs.augmented import save_report
@@ -34,7 +34,8 @@ def main(argv: list[str] | None = None) -> None:
     names = trained_users(args.model)
     config = cli.read_config(args, "ldm", default=config_path(args.model))
     device, trained = pick_device(), load_ldm(args.model, config)
-    config = for_a_classifier(args.model, config, trained, given=cli.gives_guidance(args), choose=False)
+    if not cli.gives_guidance(args):
+        config = for_a_classifier(args.model, config, trained, choose=False)
     settings = settings_of(config.sampling, SEED, trained)
     images, output = folder_to_judge(args.model, settings, args.images, Path(config.data.dir), names)
 

@@ -1,9 +1,10 @@
 """Generate images of users: `python -m train.sample --model runs/demo/ldm/final_model --users ID1 ID5 --seed 42`.
 
 Writes `USER/generated_000.png`, ... and `grid.png`, by default into a folder in `generated/` beside the model that is
-named after settings and seed. The same model, settings and seed give the same images; existing ones are not made again.
-`--per_training_image 1` makes as many images of each user as trained: it doubles the data. `--purpose augment` takes
-the guidance that serves a classifier, which judges who know the training recordings only choose once for a model.
+named after settings and seed. The same model, settings and seed give the same images, up to the rounding of sums;
+existing ones are not made again. `--per_training_image 1` makes as many images of each user as trained: it doubles the
+data. `--purpose augment` takes the guidance that serves a classifier, which judges who know the training recordings
+only choose once for a model.
 """
 
 import argparse
@@ -11,13 +12,13 @@ from pathlib import Path
 
 from train.base.errors import nearest, require, some
 from train.base.names import composed
-from train.base.processes import on_main
+from train.base.processes import on_main, require_agreement
 from train.base.units import counted
 from train.config import cli
 from train.data.images import save_picture
 from train.data.split import training_images
 from train.engine.device import pick_device
-from train.judge.guidance import for_a_classifier
+from train.judge.purpose import for_a_classifier
 from train.runs.final_model import config_path, load_ldm, split_path, trained_users
 from train.runs.folder import locked
 from train.runs.generated import MOST_IMAGES, SEED, claim_folder, default_folder, image_paths, overview, settings_of
@@ -52,9 +53,10 @@ def main(argv: list[str] | None = None) -> None:
 
     device = pick_device()
     trained = load_ldm(args.model, config).to(device)
-    if args.purpose == "augment":
-        config = for_a_classifier(args.model, config, trained, given=cli.gives_guidance(args))
+    if args.purpose == "augment" and not cli.gives_guidance(args):
+        config = for_a_classifier(args.model, config, trained)
     settings = settings_of(config.sampling, args.seed, trained)
+    require_agreement(lambda: settings)
     folder = Path(config.ldm_training.output_dir) if args.output_dir else default_folder(args.model, settings)
     on_main(lambda: claim_folder(Path(config.data.dir), folder, settings))
 

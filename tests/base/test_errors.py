@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from train.base.errors import UserError, explaining_out_of_memory, nearest, one_line, out_of_memory, require, some
+from train.base.errors import (
+    NO_MEMORY,
+    UserError,
+    explaining_out_of_memory,
+    nearest,
+    one_line,
+    out_of_memory,
+    require,
+    some,
+)
 
 
 def cpu_out_of_memory() -> RuntimeError:
@@ -37,7 +46,49 @@ def test_memory_that_runs_out_is_told_in_a_line_whosever_it_is(error, begins):
     assert "DefaultCPUAllocator" not in said
 
 
-@pytest.mark.parametrize("error", [RuntimeError("out of memory"), ValueError("x"), OSError("x"), UserError("x")])
+# Whole messages, as public reports quote them.
+FULL_CARDS = [
+    torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+    RuntimeError("CUDA driver error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"),
+    RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"),
+    RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`"),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
+    RuntimeError("FIND was unable to find an engine to execute this computation"),
+    RuntimeError('NVML_SUCCESS == r INTERNAL ASSERT FAILED at "../c10/cuda/CUDACachingAllocator.cpp":830, please'),
+    torch.distributed.DistBackendError("NCCL error in: x.cpp:1\nLast error:\nCuda failure 2 'out of memory'"),
+    torch.distributed.DistBackendError("NCCL error in: x.cpp:1\nLast error:\nCuda failure 'out of memory'"),
+    RuntimeError("std::bad_alloc"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+]
+
+
+@pytest.mark.parametrize("error", FULL_CARDS, ids=lambda error: str(error)[-50:].replace("\n", " "))
+def test_every_form_in_which_memory_runs_out_is_known(error):
+    said = out_of_memory(error)
+    assert said.startswith("out of memory: ")
+    assert said.removeprefix("out of memory: ") in str(error)
+    assert any(form.removeprefix("DefaultCPUAllocator: ") in said for form in NO_MEMORY)
+    assert "\n" not in said
+    with pytest.raises(UserError, match="no room"), explaining_out_of_memory("no room ({})"):
+        raise error
+
+
+def test_every_form_of_the_table_is_tried():
+    assert all(any(form in str(error) for error in FULL_CARDS) for form in NO_MEMORY)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("out of memory"), ValueError("x"), OSError("x"), UserError("x"), None,
+     torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+     RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm( handle)`"),
+     ValueError("std::bad_alloc"), RuntimeError("cuDNN error: CUDNN_STATUS_BAD_PARAM")],
+)  # fmt: skip
 def test_an_error_of_another_kind_is_not_one_of_memory(error):
     assert out_of_memory(error) == ""
 

@@ -2,8 +2,10 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -63,37 +65,110 @@ def test_a_run_of_one_process_joins_no_group(monkeypatch, environment):
         assert not dist.is_initialized()
 
 
-TRAINS = """
-import os
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1"}  # fmt: skip
+
+
+def free_port() -> str:
+    with socket.socket() as there:
+        there.bind(("127.0.0.1", 0))
+        return str(there.getsockname()[1])
+
+
+@pytest.fixture
+def torchrun(monkeypatch):
+    """The environment of the second of two processes, where nobody answers."""
+    for name in [name for name in os.environ if name.startswith("TORCHELASTIC")]:
+        monkeypatch.delenv(name)
+    for name, value in {**TORCHRUN, "MASTER_PORT": free_port()}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(processes, "MEETING", timedelta(milliseconds=300))
+    return monkeypatch
+
+
+@pytest.mark.parametrize("value", [None, "", "two", "-1"])
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"])
+def test_half_of_torchruns_variables_are_refused_by_name(torchrun, name, value):
+    torchrun.delenv(name) if value is None else torchrun.setenv(name, value)
+    said = rf"^{name}: .* it is {value or 'not there'}; start with torchrun, or,"
+    with pytest.raises(UserError, match=said), joined():
+        pass
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK"])
+def test_a_rank_beyond_the_last_is_refused(torchrun, name):
+    torchrun.setenv(name, "2")
+    with pytest.raises(UserError, match=f"^{name}=2: there are 2 processes, counted from 0"), joined():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("MASTER_PORT", "70000"), ("MASTER_ADDR", ""), ("MASTER_ADDR", "no.such.host.invalid"),
+     ("TORCHELASTIC_USE_AGENT_STORE", "True"), ("RANK", "0")],
+)  # fmt: skip
+def test_processes_that_do_not_find_each_other_end_in_a_sentence(torchrun, name, value):
+    torchrun.setenv(name, value)
+    said = r"^the processes of this run do not find each other at .*:\d+ \(.+\); start all"
+    with pytest.raises(UserError, match=said), joined():
+        pass
+
+
+# What two processes say that join twice. First they train, while the first is long at an errand; then one of them is
+# long in a step.
+PAIR = """
+import os, sys, time
+from datetime import timedelta
 import torch
-from train.base.processes import gather, joined
+from train.base import processes
 
 def threads():
-    return len(os.listdir("/proc/self/task"))
+    return len(os.listdir("/proc/self/task")) if sys.platform == "linux" else 0
 
-
+processes.STEP = timedelta(seconds=2)
+number, *ports = sys.argv[1:]
+os.environ["RANK"] = os.environ["LOCAL_RANK"] = number
+os.environ["MASTER_PORT"] = ports[0]
 before = threads()
-with joined():
+with processes.joined():
     weight = torch.nn.Parameter(torch.ones(1))
     weight.sum().backward()
     torch.optim.AdamW([weight]).step()
-    gather(0)
+    processes.wait_for_all()
+    processes.gather(0)
+    processes.on_main(lambda: time.sleep(3))
     within = threads()
-os.write(1, f"{before} {within} {threads()}\\n".encode())
+os.write(1, f"{before} {within} {threads()} ".encode())
+os.environ["MASTER_PORT"] = ports[1]
+try:
+    with processes.joined():
+        time.sleep(4 * int(number))
+        processes.gather(number)
+except (processes.UserError, SystemExit) as error:
+    os.write(1, str(error).encode())
 """
 
 
+@pytest.fixture(scope="module")
+def pair() -> list[str]:
+    ports = free_port(), free_port()
+    environment = os.environ | TORCHRUN | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    both = [
+        subprocess.Popen([sys.executable, "-c", PAIR, str(number), *ports], stdout=subprocess.PIPE, env=environment)
+        for number in range(2)
+    ]
+    return [process.communicate(timeout=300)[0].decode() for process in both]
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
-def test_no_thread_of_the_group_outlives_it(tmp_path):
+def test_no_thread_of_the_group_outlives_it(pair):
     """Where one did, one run in four that had trained something ended with a SIGABRT."""
-    (tmp_path / "trains.py").write_text(TRAINS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*command, str(tmp_path / "trains.py")],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    threads = re.findall(r"^(\d+) (\d+) (\d+)$", done.stdout, re.MULTILINE)
-    assert len(threads) == 2
-    assert all(int(within) > int(before) == int(after) for before, within, after in threads)
+    for said in pair:
+        before, within, after = map(int, said.split()[:3])
+        assert within > before == after
+
+
+def test_a_process_waits_for_an_errand_but_not_for_ever_for_a_step(pair):
+    assert all(re.match(r"\d+ \d+ \d+ ", said) for said in pair)  # the errand took longer than a step may
+    lost = r"the processes of this run have lost each other \(.*gloo.*\); started again, it goes on from its last"
+    assert re.search(lost, pair[0])

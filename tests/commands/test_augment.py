@@ -15,7 +15,7 @@ import torch
 from tests.tiny import PATH, USERS, make_images
 from train import augment, evaluate, ldm, sample, vae
 from train.base.errors import UserError
-from train.judge import guidance
+from train.judge import purpose
 from train.judge.augmented import Judge, Seen
 from train.stages import generate
 
@@ -41,9 +41,11 @@ def model(trained, tmp_path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _no_search_for_the_guidance(monkeypatch) -> None:
-    """tests/judge/test_guidance.py has it; here it finds that of the config."""
-    monkeypatch.setattr(guidance, "choose_now", lambda model, config, *_: config.sampling.guidance)
+def _no_search_for_the_sampling(monkeypatch) -> None:
+    """tests/judge/test_purpose.py has it; here it finds that of the config, and mixing."""
+    monkeypatch.setattr(
+        purpose, "choose_now", lambda model, config, *_: {"guidance": config.sampling.guidance, "mix_above": 3.0}
+    )
 
 
 @pytest.fixture
@@ -103,7 +105,7 @@ def test_the_manifest_lists_every_image_and_nothing_else(model):
         real = row["kind"] == "real"
         assert real != ("/generated_" in row["file"])
         settings = [row[name] for name in ("seed", "sampler", "steps", "guidance", "mix_above")]
-        assert settings == ([""] * 5 if real else ["3", "dpm", "2", "2.0", "3.0"])
+        assert settings == ([""] * 5 if real else ["3", "dpm", "2", "2.0", ""])
         assert real or 0 <= float(row["probability"]) <= 1
         assert real or 0 <= float(row["nearest_distance"]) <= 2
         assert row["copy"] in (("",) if real else ("yes", "no"))

@@ -1,6 +1,8 @@
 """What tests/engine/test_parallel.py runs, in one process by calling it and in two by torchrun; the laws are there."""
 
+import contextlib
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -9,6 +11,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from PIL import Image
 from torch.profiler import record_function
 
 from tests.engine.problem import Taken, latent_stage, take_step
@@ -20,8 +23,8 @@ from train.base.errors import Stopped, UserError
 from train.base.files import tensors_hash
 from train.base.randomness import batch_rows, generator
 from train.config import cli
-from train.engine import trainer
-from train.engine.micro_batch import MicroBatch, unless_out_of_memory
+from train.engine import step, trainer
+from train.engine.micro_batch import MicroBatch
 from train.engine.optim import kept_here
 from train.engine.parallel import Losses
 from train.engine.precision import GradScaler
@@ -88,7 +91,7 @@ def take_short_of_memory(learner: Learner, losses: Losses, batch: int, micro_bat
         attempts.append("begun")
         return learner.accumulate(short, batch, size)
 
-    while (totals := unless_out_of_memory(attempt, room.size)) is None:
+    while (totals := room.attempt(attempt, room.size)) is None:
         room.halve()
     assert attempts == (["begun", "failed", "begun"] if processes.rank() == 1 else ["begun"])
     grad_norm, means = learner.clip(), mean_losses(totals)
@@ -166,6 +169,30 @@ def refusal() -> str:
     except UserError as error:
         return str(error)
     return ""
+
+
+def apart(folder: Path) -> list[str]:
+    """The sentences that this process gets where the two see different folders by the same names."""
+    said = []
+    for what in ("step", "pixels", "users", "config"):
+        own = folder / f"apart/{what}/{processes.rank()}"
+        shutil.copytree(folder / "data", own / "data")
+        if processes.rank() == 0 and what == "step":
+            shutil.copytree(folder / "from_2_to_1", own / "run")
+        if processes.rank() == 1 and what == "pixels":
+            Image.new("RGB", (16, 16)).save(next((own / "data").glob("*/*.png")))
+        if processes.rank() == 1 and what == "users":
+            next((own / "data").iterdir()).rename(own / "data/renamed")
+        more = ["save_interval=5"] if processes.rank() == 1 and what == "config" else []
+        arguments = ldm_flags(folder, "run", "shard_optimizer=true", *more)
+        arguments[arguments.index("--data_dir") + 1] = "data"
+        arguments[arguments.index("--output_dir") + 1] = "run"
+        with contextlib.chdir(own):
+            try:
+                ldm.main(arguments)
+            except UserError as error:
+                said.append(str(error))
+    return said
 
 
 def flags(folder: Path, out: str, *more: str) -> list[str]:
@@ -277,14 +304,26 @@ def all_laws(folder: Path) -> None:
         "overflow": [overflow(row) for row in (0, 6)],
         "sharding": sharding(),
         "refusal": refusal(),
+        "apart": apart(folder),
         "gathered": processes.gather(processes.rank()),
     }
     found["hash"] = tensors_hash(found["uneven"]["weights"].values())
     torch.save(found, folder.with_name(f"rank{processes.rank()}.pt"))
-    processes.gather(None)
-    if processes.rank() == 1:  # while the other waits for it
-        raise UserError("process 1 has had enough")
-    processes.gather(None)
+    short_of_buckets()
+
+
+def short_of_buckets() -> None:
+    """The second process runs out of memory after its first step has changed the weights, where the other has not."""
+    whole = step.make_buckets
+
+    def make_buckets(ddp) -> None:
+        if processes.rank() == 1:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        whole(ddp)
+
+    with mock.patch.object(step, "make_buckets", make_buckets):
+        Denoising(14, 7, 2).step(0)
+    processes.wait_for_all()
 
 
 def dying_run(folder: Path) -> None:

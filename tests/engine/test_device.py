@@ -37,9 +37,11 @@ def gpu(monkeypatch):
         ((13, 0), CU128),  # compiles compute_120
     ],
 )
-def test_a_gpu_with_kernels_is_picked(gpu, capability, archs):
+def test_a_gpu_with_kernels_is_picked(gpu, capability, archs, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     gpu(capability, archs)
     assert pick_device().type == "cuda"
+    assert torch.backends.cudnn.conv.fp32_precision != "tf32"  # fp32 where it is asked for
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
 from nets.discriminator import PatchDiscriminator
 from nets.unet import UNet2DConditionModel
@@ -17,7 +18,7 @@ from tests.tiny import PATH, make_images
 from train import ldm, vae
 from train.base.errors import UserError
 from train.config.sections import OptimConfig, TrainingConfig
-from train.engine.micro_batch import MicroBatch, unless_out_of_memory
+from train.engine.micro_batch import MicroBatch
 from train.engine.optim import learning_rate
 from train.engine.step import mean_losses
 from train.runs import model_folder as pretrained
@@ -48,9 +49,10 @@ def fit(auto=True, fails=None, micro_batch=6, steps=4, where="forward", saved=No
 
     for number in range(steps):
         learner.set_learning_rate(learning_rate(FALLING, number, steps))
-        while (totals := unless_out_of_memory(learner.accumulate, losses, 6, micro.size)) is None:
+        while (totals := micro.attempt(learner.accumulate, losses, 6, micro.size)) is None or (
+            grad_norm := micro.attempt(learner.clip)
+        ) is None:
             micro.halve()
-        grad_norm = learner.clip()
         assert learner.step(mean_losses(totals)["loss"], grad_norm)
     assert learner.scaler.get_scale() == 8.0
     return problem.weights(), micro
@@ -115,9 +117,47 @@ def test_halving_rounds_up_and_ends_in_a_sentence(capsys, auto):
         assert f"in {pieces} micro-batches; a step is still of 14 images" in said
 
 
+@pytest.mark.parametrize("where", ["before", "halfway", "after"])
+@pytest.mark.parametrize("step", [0, 2])
+def test_memory_that_runs_out_in_clipping_is_replayed(monkeypatch, where, step):
+    """Before the gradient is unscaled, where it is in part, or where all of it is."""
+    weights, micro = fit(micro_batch=3)
+    whole, calls = torch.amp.GradScaler._unscale_grads_, itertools.count()
+
+    def full(self, optimizer, scale, *args):
+        if next(calls) != step:
+            return whole(self, optimizer, scale, *args)
+        if where == "halfway":
+            optimizer.param_groups[0]["params"][0].grad.mul_(scale)
+        elif where == "after":
+            whole(self, optimizer, scale, *args)
+        raise torch.OutOfMemoryError("injected")
+
+    monkeypatch.setattr(torch.amp.GradScaler, "_unscale_grads_", full)
+    replayed, micro = fit(micro_batch=6)
+    assert micro.size == 3
+    if step == 0:
+        assert torch.equal(replayed, weights)
+    assert (replayed - weights).norm() <= 1e-5 * weights.norm()
+
+
+def test_memory_that_runs_out_for_the_norm_is_replayed(monkeypatch):
+    weights, _ = fit(micro_batch=3)
+    whole, calls = nn.utils.clip_grad_norm_, itertools.count()
+
+    def full(*args):
+        if next(calls) == 0:
+            raise torch.OutOfMemoryError("injected")
+        return whole(*args)
+
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", full)
+    assert torch.equal(fit(micro_batch=6)[0], weights)
+
+
 def test_what_a_failed_attempt_computed_is_freed_before_the_next(monkeypatch):
     alive, returned = weakref.WeakSet(), []
     monkeypatch.setattr("torch.cuda.empty_cache", lambda: returned.append(len(alive)))
+    micro = MicroBatch(TrainingConfig("x", num_epochs=1, batch_size=4), 4)
 
     def attempt(size: int) -> int:
         before = len(alive)
@@ -127,19 +167,28 @@ def test_what_a_failed_attempt_computed_is_freed_before_the_next(monkeypatch):
             raise torch.OutOfMemoryError("injected")
         return before
 
-    assert unless_out_of_memory(attempt, 4) is None
+    assert micro.attempt(attempt, 4) is None
     assert returned == [0]  # free when the cache is emptied, which gives it back to the GPU
-    assert unless_out_of_memory(attempt, 2) == 0
+    assert micro.attempt(attempt, 2) == 0
 
 
-def test_only_a_full_gpu_is_taken_for_out_of_memory():
+def test_only_memory_that_runs_out_is_tried_again_and_its_words_told(capsys):
+    micro = MicroBatch(TrainingConfig("x", num_epochs=1, batch_size=4, auto_batch=True), 4)
+
     def fails(error: Exception):
         raise error
 
-    for error in (RuntimeError("no"), UserError("no"), MemoryError("no"), ZeroDivisionError("no")):
+    for error in (RuntimeError("no"), UserError("no"), ZeroDivisionError("no"), RuntimeError("CUDA error: no")):
         with pytest.raises(type(error)):
-            unless_out_of_memory(fails, error)
-    assert unless_out_of_memory(fails, torch.OutOfMemoryError("no")) is None
+            micro.attempt(fails, error)
+    words = "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"
+    for error in (torch.OutOfMemoryError("no"), MemoryError(), RuntimeError(f"{words}\nand more")):
+        assert micro.attempt(fails, error) is None
+    micro.halve()
+    assert capsys.readouterr().err.endswith(f"this one is taken again (out of memory: {words})\n")
+    micro.halve()
+    with pytest.raises(UserError, match=rf"a single image at once; .* \(out of memory: {words}\)$"):
+        micro.halve()
 
 
 # ---- the trainings

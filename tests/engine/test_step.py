@@ -219,7 +219,41 @@ def test_out_of_memory_in_the_optimizer_is_not_tried_again(monkeypatch):
         raise torch.OutOfMemoryError("no memory")
 
     monkeypatch.setattr(learner.optimizer, "step", full)
-    with pytest.raises(UserError, match="no memory for the optimizer's state"):
+    with pytest.raises(UserError, match=r"no memory for the optimizer's state or temporaries \(no memory\)"):
+        step(problem, learner)
+
+
+@pytest.mark.parametrize("overflows", [False, True])
+def test_memory_for_the_new_loss_scale_is_asked_for_once_more(monkeypatch, overflows):
+    """By then the weights have changed: the step is not taken twice."""
+    def losses(rows):
+        return {"loss": problem.losses(rows)["loss"] * (float("inf") if overflows else 1.0)}
+
+    whole, found = torch._amp_update_scale_, []
+    for failures in (0, 1):
+        problem, left = Problem(6), iter([True] * failures)
+
+        def full(*args, left=left):
+            if next(left, False):
+                raise torch.OutOfMemoryError("injected")
+            return whole(*args)
+
+        monkeypatch.setattr(torch, "_amp_update_scale_", full)
+        learner = adamw_learner(problem, OPTIM, scaler(init_scale=8.0, growth_interval=1))
+        taken = step(problem, learner, losses=losses).taken
+        found.append((taken, problem.weights().tolist(), learner.scaler.get_scale()))
+    assert found[0] == found[1]
+    assert found[0][2] == (4.0 if overflows else 16.0)
+
+
+def test_a_loss_scale_that_never_finds_memory_ends_in_a_sentence(monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError("injected")
+
+    problem = Problem(6)
+    learner = adamw_learner(problem, OPTIM, scaler())
+    monkeypatch.setattr(torch, "_amp_update_scale_", full)
+    with pytest.raises(UserError, match="injected"):
         step(problem, learner)
 
 
@@ -249,8 +283,22 @@ def test_out_of_memory_while_processes_communicate_is_final(failing, error):
     def full(gradient):
         raise torch.OutOfMemoryError("injected")
 
-    with pytest.raises(error, match="injected" if error is not UserError else "while the processes added up"):
+    with pytest.raises(error, match="injected" if error is not UserError else r"processes added up .*\(injected\)"):
         learner.accumulate(losses, 6, 4)
+
+
+def test_out_of_memory_in_clipping_is_final_where_others_have_gone_on(monkeypatch):
+    problem = Problem(6)
+    learner = adamw_learner(problem, OPTIM, scaler())
+    learner.ddp = Alone()
+    learner.accumulate(problem.losses, 6, 4)
+
+    def full(*args):
+        raise torch.OutOfMemoryError("injected")
+
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", full)
+    with pytest.raises(UserError, match="while the processes added up"):
+        learner.clip()
 
 
 # ---- a learner

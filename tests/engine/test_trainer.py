@@ -585,6 +585,18 @@ def test_speed_leaves_out_validation_and_counts_only_real_images(tmp_path, monke
 # ---- memory that runs out
 
 
+def test_a_checkpoint_that_memory_is_too_small_for_is_not_of_another_model(tmp_path, monkeypatch):
+    Run(tmp_path, 4)()
+    run = Run(tmp_path, 4)
+
+    def full(state):
+        raise torch.OutOfMemoryError("injected")
+
+    monkeypatch.setattr(run.stage.learner.optimizer, "load_state_dict", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        run.resume()
+
+
 @pytest.mark.parametrize("at", [0, 3, 6])
 def test_a_step_retried_after_out_of_memory_is_the_very_same(tmp_path, at):
     """From attempt `at` on, two images fit at once, and not six or three; or so few are asked for."""
@@ -605,6 +617,21 @@ def test_a_step_retried_after_out_of_memory_is_the_very_same(tmp_path, at):
     with pytest.raises(ZeroDivisionError):
         Run(tmp_path / "b", before=dies, **whole, **options)()
     assert_same_end(short, Run(tmp_path / "b", **options)())  # two at once
+
+
+def test_memory_that_cannot_be_tried_for_again_ends_in_a_sentence(tmp_path, monkeypatch):
+    """Before or after the step, of which a half may be done: with the step's number, and with what is kept."""
+    def full(number):
+        if number == 5:
+            raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED\nand more")
+
+    said = r"^test: step 6: out of memory: cuDNN error: CUDNN_STATUS_ALLOC_FAILED; the last good checkpoint is .*05; "
+    with pytest.raises(UserError, match=said):
+        Run(tmp_path / "before", before=full, save_interval=5)()
+    after = Run(tmp_path / "after", save_interval=5)
+    monkeypatch.setattr(after.ema, "update", lambda model: full(after.trainer.step))
+    with pytest.raises(UserError, match=said):
+        after()
 
 
 def test_a_resumed_run_begins_with_the_size_that_fitted(tmp_path):

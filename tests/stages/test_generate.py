@@ -11,9 +11,9 @@ from torch import nn
 from diffusion.sampling import SamplingConfig
 from diffusion.schedule import ScheduleConfig, make_schedule
 from tests.tiny import tiny, tiny_denoiser, tiny_vae
+from train.base.randomness import generator
 from train.data.images import to_uint8
 from train.engine.step import NotFinite
-from train.base.randomness import generator
 from train.stages.generate import another, generate
 
 WANTED = [(user, number) for user in range(3) for number in range(2)]
@@ -43,12 +43,17 @@ def images(models, config=None, wanted=WANTED, seed=0, batch_size=4):
     ids=lambda config: config.sampler,
 )
 def test_an_image_does_not_depend_on_its_batch_or_place_in_it(models, config):
-    """Within one of 255 levels: a batch of another size is summed in another order, which can cross a rounding."""
+    """Within one of 255 levels: a batch of another size is summed in another order, which can cross a rounding.
+
+    In one of the same size, place and neighbours do not change a bit.
+    """
     whole = images(models, config, batch_size=6)
     assert whole.shape == (6, 3, 16, 16)
     assert whole.float().std() > 20
     for batch_size in (1, 4):
         assert (images(models, config, batch_size=batch_size) - whole).abs().max() <= 1
+    turned = WANTED[3:] + WANTED[:3]
+    assert torch.equal(images(models, config, turned, batch_size=6), torch.cat([whole[3:], whole[:3]]))
     backwards = images(models, config, wanted=WANTED[::-1]).flip(0)
     assert (backwards - whole).abs().max() <= 1
     one = images(models, config, wanted=[(1, 1)])

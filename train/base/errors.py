@@ -10,7 +10,24 @@ import torch
 # Characters that break a line or cannot be written: control codes, line separators, surrogates (bytes not in UTF-8).
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 SEE_MEMCHECK = "python -m train.memcheck shows what takes how much"
-CPU_ALLOCATOR = "DefaultCPUAllocator: "
+FULL = "out of memory: "
+# Where memory has run out: what errors say that are neither torch.OutOfMemoryError nor MemoryError, and who says it.
+NO_MEMORY = {
+    "DefaultCPUAllocator: ": "torch, c10/core/impl/alloc_cpu.cpp",
+    "std::bad_alloc": "C++, within an operator on the CPU",
+    "CUDA error: out of memory": "torch, c10/cuda/CUDAException.cpp: a call of CUDA has failed; an AcceleratorError",
+    "CUDA driver error: out of memory": "torch, c10/cuda/driver_api.h: one of the driver, for expandable segments",
+    'CUDACachingAllocator.cpp":': "torch: it cannot tell how full the card is (pytorch/pytorch, issue 112377)",
+    "_STATUS_ALLOC_FAILED": "cuBLAS, cuDNN, cuSOLVER, cuSPARSE: torch, aten/src/ATen/cuda/Exceptions.h",
+    "_ALLOCATION_FAILED": "cuDNN 9: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED, or HOST",
+    "CUFFT_ALLOC_FAILED": "cuFFT: torch, aten/src/ATen/native/cuda/CuFFTUtils.h",
+    "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate": "cuBLAS, which has no room for what it works with",
+    "CUDNN_STATUS_NOT_INITIALIZED": "cuDNN, likewise: torch, aten/src/ATen/cudnn/Handle.cpp",
+    "unable to find an engine to execute this computation": "torch, aten/src/ATen/native/cudnn/Conv_v8.cpp: no kernel "
+    "for a convolution has room for what it works with (pytorch/pytorch, issue 108645)",
+    "Cuda failure 'out of memory'": "NCCL, src/include/checks.h",
+    "Cuda failure 2 'out of memory'": "NCCL, of later releases",
+}
 
 
 class UserError(Exception):
@@ -31,20 +48,29 @@ def require(holds: object, sentence: str) -> None:
         raise UserError(sentence)
 
 
-def out_of_memory(error: BaseException) -> str:
-    """The first line of an out-of-memory error of a GPU, of torch on the CPU or of Python; "" for other errors."""
-    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and CPU_ALLOCATOR not in str(error):
-        return ""
-    return "out of memory: " + str(error).rpartition(CPU_ALLOCATOR)[2].partition("\n")[0]
+def out_of_memory(error: BaseException | None) -> str:
+    """One line that begins "out of memory: ", for memory of a GPU, or of the CPU, that has run out; "" otherwise.
+
+    Some forms have other causes as well, such as a cuDNN that is not whole, so the line has the error's own words.
+    """
+    lines = str(error).splitlines()
+    if not isinstance(error, torch.OutOfMemoryError | MemoryError):
+        lines = [line for line in lines if any(form in line for form in NO_MEMORY)]
+        if not isinstance(error, RuntimeError) or not lines:
+            return ""
+    return FULL + "".join(lines[:1]).rpartition("DefaultCPUAllocator: ")[2]
 
 
 @contextmanager
 def explaining_out_of_memory(sentence: str) -> Iterator[None]:
-    """While entered, a GPU that runs out of memory raises UserError with this sentence; {} in it is torch's reason."""
+    """While entered, memory that runs out raises UserError with this sentence; {} in it is the error's own line."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise UserError(sentence.format(str(error).partition("\n")[0])) from None
+    except (RuntimeError, MemoryError) as error:
+        reason = out_of_memory(error)
+        if not reason:
+            raise
+        raise UserError(sentence.format(reason.removeprefix(FULL))) from None
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

@@ -180,7 +180,7 @@ class GenerationConfig(SamplingConfig):
     """How images are sampled, and how many at once."""
 
     batch_size: int = 8
-    """Images that go through the model at once; the number does not change them."""
+    """Images that go through the model at once; the number changes them by rounding only."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

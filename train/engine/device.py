@@ -1,5 +1,6 @@
 """The device that a run computes on, and the most memory that it has taken there."""
 
+import gc
 import resource
 import sys
 
@@ -24,6 +25,8 @@ def pick_device() -> torch.device:
         f"{torch.cuda.get_device_name()} (sm_{major}{minor}): torch {torch.__version__} has no kernels "
         f"for it, only {' '.join(archs)}; for a P100 (sm_60) install a build for CUDA 12.6 (cu126)",
     )
+    # Where fp32 is asked for: from Ampere on, torch lets convolutions round their inputs to the 10 bits of TF32.
+    torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda")
 
 
@@ -38,3 +41,9 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def free_memory() -> None:
+    """Give back what nothing uses any more, to the GPU as well. Not within `except`, whose traceback uses it still."""
+    gc.collect()
+    torch.cuda.empty_cache()

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from train.base.processes import on_main
+from train.base.files import tensors_hash
+from train.base.processes import on_main, require_agreement
 from train.config.schema import Config
 from train.config.sections import MixedPrecision
 from train.data.split import save_split
@@ -25,11 +26,13 @@ WatchMemory = Callable[[Trainer, MixedPrecision], Callable[[], None]]
 
 def train_stage(stage_class: type[Stage], config: Config, plan: PlanMicroBatch, watch: WatchMemory) -> None:
     """Train, or go on training, in the config's output_dir. Nothing is written there before all is known to fit."""
+    require_agreement(lambda: {"config": config.as_yaml()})
     training = config.training(stage_class.name)
     folder, device = Path(training.output_dir), pick_device()
     precision = native_precision(device, training.mixed_precision)
     on_main(lambda: refuse_other_run(folder, config, stage_class.name))
     stage = stage_class.open(config)
+    require_agreement(lambda: {"users": "\n".join(stage.data.user_names)})  # their number is a shape
     users = len(stage.data.user_names)
     micro_batch = MicroBatch(training, plan(stage.actual_config, stage.name, users, device))
     stage.build(device, precision)  # after the plan, which looks at a GPU that is still empty
@@ -40,6 +43,7 @@ def train_stage(stage_class: type[Stage], config: Config, plan: PlanMicroBatch, 
         trainer = Trainer(stage, micro_batch, device)
         print(f"{stage.title}: {users} users; {stage.split}; {trainer.total_steps:,} steps on {device}")
         trainer.resume()
+        require_agreement(lambda: beginning(trainer))
 
         def begin() -> None:
             open_run(folder, config, stage.name)
@@ -51,3 +55,9 @@ def train_stage(stage_class: type[Stage], config: Config, plan: PlanMicroBatch, 
         trainer.run(watch(trainer, precision))
         with trainer.ema.averaged(stage.model) as averaged:
             print(on_main(lambda: stage.export(averaged)))
+
+
+def beginning(trainer: Trainer) -> dict[str, object]:
+    """What all processes have to begin with: where they do not see the same folders, they may not."""
+    hashes = {**trainer.inputs.hashes, "weights": tensors_hash(trainer.stage.model.state_dict().values())}
+    return {"step": trainer.step, **{f"hash of the {what}": digest[:12] for what, digest in hashes.items()}}

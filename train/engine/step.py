@@ -13,19 +13,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from train.base.errors import SEE_MEMCHECK, UserError, explaining_out_of_memory
+from train.base.errors import SEE_MEMCHECK, UserError, explaining_out_of_memory, out_of_memory
 from train.base.processes import gather
 from train.config.sections import MixedPrecision, OptimConfig
+from train.engine.device import free_memory
 from train.engine.optim import make_adamw
 from train.engine.parallel import Losses, add_gradients, make_buckets, share
 from train.engine.precision import GradScaler, autocast_to
 
 EXCHANGING = (
-    "out of memory while the processes added up their gradients; start again with half the batch_size "
+    "out of memory while the processes added up their gradients ({}); start again with half the batch_size "
     "and twice the gradient_accumulation_steps, or with gradient_checkpointing true: the run goes on"
 )
 NO_ROOM_FOR_OPTIMIZER = (
-    "there is no memory for the optimizer's state or temporaries, whatever the batch_size; "
+    "there is no memory for the optimizer's state or temporaries ({}), whatever the batch_size; "
     f"use a smaller model, or a larger card ({SEE_MEMCHECK})"
 )
 
@@ -51,8 +52,8 @@ class Learner:
         """Gradients of the mean loss of `batch` samples, `micro_batch` at a time, in place of those that were there.
 
         Returns this process's part of the mean of each loss, on the device, so that nothing waits for it yet.
-        torch.OutOfMemoryError leaves it to be tried again with a smaller micro-batch; UserError where it cannot be,
-        since the processes were communicating already.
+        Memory that runs out, here or in `clip`, leaves both to be tried again with a smaller micro-batch; UserError
+        where they cannot be, since the processes were communicating already.
         """
         totals: dict[str, Tensor] = {}
         self.optimizer.zero_grad(set_to_none=self.ddp is None)  # DDP keeps them in its buckets, to add up there
@@ -72,23 +73,40 @@ class Learner:
 
     def clip(self) -> float:
         """The 2-norm of the whole gradient, which is then made at most `max_grad_norm` long."""
-        self.scaler.unscale_(self.optimizer)  # once, so that the norm is that of the true gradient
-        return float(nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
+        with explaining_out_of_memory(EXCHANGING) if self.ddp else nullcontext():
+            try:
+                self.scaler.unscale_(self.optimizer)  # once, so that the norm is that of the true gradient
+                return float(nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
+            except (RuntimeError, MemoryError) as error:
+                if out_of_memory(error):
+                    self.scaler.update(self.scaler.get_scale())  # it forgets this gradient, and keeps its scale
+                raise
 
     def step(self, loss: float, grad_norm: float) -> bool:
         """Update the parameters. False where fp16 gradients overflowed: nothing has changed but the loss scale.
 
-        Raises NotFinite where loss or gradient are not finite in fp32 or bf16, before any weight has changed.
+        Raises NotFinite where loss or gradient are not finite in fp32 or bf16, before any weight has changed; UserError
+        where memory has run out, and some weights may have changed.
         """
         if not self.scaler.is_enabled() and not math.isfinite(grad_norm + loss):
             raise NotFinite(f"loss {loss:.4g} and gradient norm {grad_norm:.4g} are not both finite")
         scale = self.scaler.get_scale()
         with explaining_out_of_memory(NO_ROOM_FOR_OPTIMIZER):
             self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.ddp:
-            make_buckets(self.ddp)
+            self._update_scale()
+            if self.ddp:
+                make_buckets(self.ddp)
         return self.scaler.get_scale() >= scale
+
+    def _update_scale(self) -> None:
+        """Once more where memory runs out, which leaves the scale as it was: the whole step must not be repeated."""
+        try:
+            return self.scaler.update()
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+        free_memory()
+        self.scaler.update()
 
     def set_learning_rate(self, rate: float) -> None:
         for group in self.optimizer.param_groups:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from train.base.errors import SEE_MEMCHECK, Stopped, UserError, explaining_out_of_memory
+from train.base.errors import SEE_MEMCHECK, Stopped, UserError, explaining_out_of_memory, out_of_memory
 from train.base.processes import gather, on_main
 from train.base.progress import progress
 from train.base.randomness import batch_rows
@@ -20,7 +20,7 @@ from train.base.units import gib
 from train.engine.device import peak_memory
 from train.engine.ema import EMA
 from train.engine.log import RunLog, Speed
-from train.engine.micro_batch import MicroBatch, unless_out_of_memory
+from train.engine.micro_batch import MicroBatch
 from train.engine.optim import learning_rate
 from train.engine.stage import Stage
 from train.engine.step import NotFinite, mean_losses
@@ -65,11 +65,11 @@ class Trainer:
                 learner.set_learning_rate(rate)
 
                 losses = partial(stage.losses, batch)
-                totals = unless_out_of_memory(learner.accumulate, losses, len(rows), micro_batch.size)
-                if totals is None:
+                totals = micro_batch.attempt(learner.accumulate, losses, len(rows), micro_batch.size)
+                grad_norm = None if totals is None else micro_batch.attempt(learner.clip)
+                if grad_norm is None:
                     micro_batch.halve()
                     continue  # draw the same batch again, and learn from it in smaller pieces
-                grad_norm = learner.clip()
                 means = mean_losses(totals)
                 if not learner.step(means["loss"], grad_norm):
                     self.overflows.add(self.step, means["loss"])
@@ -102,7 +102,7 @@ class Trainer:
 
     @contextmanager
     def running(self) -> Iterator[tqdm]:
-        """Sets up log, clock and signals around the steps; NotFinite becomes a sentence that says what to try."""
+        """Sets up log, clock and signals around the steps; NotFinite and full memory become a sentence."""
         title = self.stage.title
         on_main(partial(set_aside_later, self.checkpoints, self.step))
         if self.step:
@@ -120,6 +120,12 @@ class Trainer:
         except NotFinite as error:
             good = last_good(self.checkpoints)
             raise UserError(f"{title}: step {self.step + 1}: {error}; {good}; {TO_TRY}") from None
+        except (RuntimeError, MemoryError) as error:  # where it cannot be tried again, such as after the step itself
+            full = out_of_memory(error)
+            if not full:
+                raise
+            good = last_good(self.checkpoints)
+            raise UserError(f"{title}: step {self.step + 1}: {full}; {good}; {SEE_MEMCHECK}") from None
 
     def rows_of(self, step: int) -> Tensor:
         """Which images of the data set a step learns from."""

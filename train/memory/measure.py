@@ -14,7 +14,7 @@ from statistics import median
 
 import torch
 
-from train.base.errors import UserError, require
+from train.base.errors import UserError, out_of_memory, require
 from train.base.units import MiB, gib, mib
 from train.config.sections import MixedPrecision
 from train.engine.device import pick_device
@@ -83,8 +83,8 @@ def on_cuda(scenario: Scenario, limit: int) -> Peaks | None:
     torch.cuda.reset_peak_memory_stats()
     try:
         prepare(replace(scenario, device="cuda")).take()
-    except (torch.OutOfMemoryError, UserError) as error:  # UserError: in the optimizer (train/engine/step.py)
-        if torch.OutOfMemoryError not in (type(error), type(error.__context__)):
+    except (RuntimeError, MemoryError, UserError) as error:  # UserError: in the optimizer (train/engine/step.py)
+        if not out_of_memory(error) and not out_of_memory(error.__context__):
             raise
         return None
     stats = torch.cuda.memory_stats()

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from train.base.errors import UserError, require
+from train.base.errors import UserError, out_of_memory, require
 from train.base.files import LOAD_ERRORS, file_hash, load_tensors, read_json, refusal, replacing, write_json
 from train.base.folders import replacing_folder
 from train.base.units import in_units
@@ -142,6 +142,8 @@ def load_run(folder: Path, total_steps: int, length_key: str, state: dict[str, S
         except UserError as error:
             raise UserError(f"{found.path}: {error}") from None
         except LOAD_ERRORS as error:
+            if out_of_memory(error):
+                raise
             raise UserError(f"{found.path}: the {name} in it is of another model; use another output_dir") from error
     return found.step
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from nets.discriminator import PatchDiscriminator
 from train.base.processes import gather
 from train.config.sections import MixedPrecision, OptimConfig, VAELossConfig
-from train.engine.micro_batch import MicroBatch, unless_out_of_memory
+from train.engine.micro_batch import MicroBatch
 from train.engine.parallel import share
 from train.engine.step import NotFinite, make_learner, mean_losses
 from train.runs.checkpoint import Stateful
@@ -65,10 +65,13 @@ class Adversary:
             real, fake = self.discriminator(images[rows]), self.discriminator(fake)
             return {"loss": 0.5 * (F.relu(1 - real) + F.relu(1 + fake)).flatten(1).mean(1)}
 
-        accumulate = self.learner.accumulate
-        while (totals := unless_out_of_memory(accumulate, losses, len(images), micro_batch.size)) is None:
+        attempt, accumulate, clip = micro_batch.attempt, self.learner.accumulate, self.learner.clip
+        while (
+            (totals := attempt(accumulate, losses, len(images), micro_batch.size)) is None
+            or (grad_norm := attempt(clip)) is None
+        ):  # fmt: skip
             micro_batch.halve()
-        grad_norm, loss = self.learner.clip(), mean_losses(totals)["loss"]
+        loss = mean_losses(totals)["loss"]
         try:
             self.learner.step(loss, grad_norm)
         except NotFinite as error:

@@ -17,7 +17,7 @@ from diffusion.schedule import Schedule
 from nets.denoiser import UserDenoiser
 from nets.vae import AutoencoderKL
 from train.base.folders import filling
-from train.base.processes import gather, on_main, rank, world_size
+from train.base.processes import on_main, rank, wait_for_all, world_size
 from train.base.progress import progress
 from train.base.randomness import generator
 from train.base.sound import what_is_wrong
@@ -36,8 +36,10 @@ def generate(
 ) -> Tensor:  # fmt: skip
     """One image for each (user, number) of `images`: uint8 (N, I, H, W).
 
-    An image's noise depends only on the seed, the user and the number, so the image is the same in any batch. So does
-    the other user whose large structures it gets where `config.mix_above` is set. The models must be in evaluation mode and on one device. NotFinite where their weights are too large for that.
+    An image's noise depends only on the seed, the user and the number, and so does the other user who gives it its
+    large structures where `config.mix_above` is set. So the image is the same in any batch: on the CPU bit for bit in
+    batches of one size, and to within one level of 255 in one of another size, whose sums are taken in another order.
+    The models must be in evaluation mode and on one device. NotFinite where their weights are too large for that.
     """
     device, unet, pixels = next(model.parameters()).device, model.unet.config, []
     for start in range(0, len(images), batch_size):
@@ -79,8 +81,7 @@ def another(user: int, num_users: int, rng: torch.Generator) -> int:
 def fill(folder: Path, trained: TrainedLDM, config: GenerationConfig, seed: int, paths: dict[Image, Path]) -> int:
     """Write the images that are not at their paths in the folder yet; returns how many were there already.
 
-    Several processes divide the batches. An image is then in the same batch as with one process, so its file is the
-    same as well.
+    Several processes divide the batches, which are those of one process.
     """
     missing = on_main(lambda: [image for image, path in paths.items() if not path.exists()])
     size = config.batch_size
@@ -90,5 +91,5 @@ def fill(folder: Path, trained: TrainedLDM, config: GenerationConfig, seed: int,
             images = generate(trained.denoiser, trained.vae, trained.schedule, config, batch, seed, size)
             for image, pixels in zip(batch, images, strict=True):
                 save_picture(to_picture(pixels), paths[image])
-        gather(None)  # wait until the others have written theirs
+        wait_for_all()  # the others may still write theirs
     return len(paths) - len(missing)

@@ -32,7 +32,7 @@ from train.data.images import save_picture
 from train.data.latents import LatentSource, cached_moments, require_sane_latents
 from train.data.split import Split, fingerprint, numbers_of_recordings
 from train.engine.log import METRICS, read_lines
-from train.engine.micro_batch import MicroBatch, unless_out_of_memory
+from train.engine.micro_batch import MicroBatch
 from train.engine.stage import VALIDATION_IMAGES, Stage
 from train.engine.step import make_learner
 from train.runs import final_model
@@ -148,7 +148,7 @@ class LDMStage(Stage):
     def validate(self, averaged: UserDenoiser, step: int, micro_batch: MicroBatch) -> dict[str, float]:
         """Losses on validation images and on as many training images, and the share of samples that are copies."""
         copies = self.write_samples(averaged, self.folder / f"samples/{step:08d}.png")
-        while (losses := unless_out_of_memory(self.validation_losses, averaged, micro_batch.size)) is None:
+        while (losses := micro_batch.attempt(self.validation_losses, averaged, micro_batch.size)) is None:
             micro_batch.halve()
         metrics = {**losses, "copies": copies}
         self.warn_of_memorising({"step": step, **metrics})

@@ -1,4 +1,4 @@
-"""The guidance for a classifier: judges who know the training recordings only choose it, once for a model."""
+"""The sampling for a classifier: judges who know the training recordings only choose it, once for a model."""
 
 import json
 import shutil
@@ -11,8 +11,9 @@ from tests.judge.cases import noise, recorded, resampled, shuffled
 from tests.tiny import PATH, make_images
 from train import augment, evaluate, ldm, sample, vae
 from train.base.errors import UserError
-from train.judge import guidance
-from train.judge.guidance import Tried, best, try_out
+from train.config.sections import GenerationConfig
+from train.judge import purpose
+from train.judge.purpose import Tried, best, most_mixed, try_out
 
 REAL, RECORDINGS = recorded(range(1, 5), 2, 32, 0)
 NEW, _ = recorded(range(1, 5), 2, 32, 1)
@@ -23,11 +24,12 @@ def rng() -> torch.Generator:
 
 
 def test_a_guidance_whose_images_teach_the_users_is_chosen():
-    made = {1.0: noise(REAL, NEW, rng()), 2.0: resampled(REAL, NEW, rng()), 3.0: shuffled(REAL, REAL, rng())}
+    made = {GenerationConfig(guidance=scale): images for scale, images in (
+        (1, noise(REAL, NEW, rng())), (2, resampled(REAL, NEW, rng())), (3, shuffled(REAL, REAL, rng())))}  # fmt: skip
     tried = try_out(made, REAL, 4, torch.device("cpu"))
-    assert [one.guidance for one in tried] == [1, 2, 3]
+    assert [one.sampling.guidance for one in tried] == [1, 2, 3]
     assert tried[1].accuracy > 0.8 > 0.6 > max(tried[0].accuracy, tried[2].accuracy)
-    assert best(tried, RECORDINGS).guidance == 2
+    assert best(tried, RECORDINGS).sampling.guidance == 2
 
 
 def right(share: float) -> torch.Tensor:
@@ -36,8 +38,17 @@ def right(share: float) -> torch.Tensor:
 
 @pytest.mark.parametrize(("accuracies", "chosen"), [((0.5, 0.5, 0.5), 1), ((0.5, 0.9, 0.92), 1.5), ((0.8, 0.5, 0), 1)])
 def test_of_those_that_are_about_the_same_the_smallest_is_chosen(accuracies, chosen):
-    tried = [Tried(scale, right(share)) for scale, share in zip((1, 1.5, 2), accuracies, strict=True)]
-    assert best(tried[::-1], torch.arange(80) // 10).guidance == chosen
+    tried = [Tried(GenerationConfig(guidance=scale), right(share)) for scale, share in zip((1, 1.5, 2), accuracies, strict=True)]
+    assert best(tried[::-1], torch.arange(80) // 10).sampling.guidance == chosen
+
+
+@pytest.mark.parametrize(("accuracies", "chosen"), [((0.8, 0.9), 3), ((0.7, 0.8), 4.5), ((0.7, 0.7), None)])
+def test_the_most_mixing_is_chosen_that_leaves_the_users_apart(accuracies, chosen):
+    """Nine tenths of an accuracy of 80% are 72%."""
+    plain = Tried(GenerationConfig(), right(0.8))
+    mixed = [Tried(GenerationConfig(mix_above=level), right(share))
+             for level, share in zip((3, 4.5), accuracies, strict=True)]  # fmt: skip
+    assert most_mixed(plain, mixed).sampling.mix_above == chosen
 
 
 # ---- the commands
@@ -59,14 +70,16 @@ def model(trained, tmp_path) -> Path:
 
 @pytest.fixture
 def times_chosen(monkeypatch) -> list[float]:
-    """How often judges were asked; they choose 3."""
+    """Of each choice, how many images judges were asked about; they choose guidance 3, and mixing above 4.5."""
     asked = []
 
     def fake(made, real, num_users, device):
-        asked.append(len(real))
-        return [Tried(scale, torch.full((2, len(real)), float(scale == 3))) for scale in made]
+        if all(sampling.mix_above is None for sampling in made):
+            asked.append(len(real))
+        good = [sampling.guidance == 3 and sampling.mix_above != 3 for sampling in made]
+        return [Tried(one, torch.full((2, len(real)), float(is_good))) for one, is_good in zip(made, good, strict=True)]
 
-    monkeypatch.setattr(guidance, "try_out", fake)
+    monkeypatch.setattr(purpose, "try_out", fake)
     return asked
 
 
@@ -91,7 +104,7 @@ def test_it_is_chosen_once_and_only_for_a_classifier(model, times_chosen, capsys
     for _ in range(2):
         make(model, "--purpose", "augment")
     assert (guidances(model), len(times_chosen)) == ([1.5, 3.0], 1)
-    assert capsys.readouterr().out.count("guidance 3 serves a classifier") == 1
+    assert capsys.readouterr().out.count("guidance 3 and mixing above 4.5 serve a classifier") == 1
     augment.main(["--model", str(model), "--per_user", "1", "--steps", "2"])
     assert len(times_chosen) == 1
     assert json.loads(next(model.parent.glob("augmented/*/augmented.json")).read_text())["sampling"]["guidance"] == 3
@@ -107,12 +120,13 @@ def test_images_for_a_classifier_are_mixed_and_those_to_look_at_are_not(model, t
     make(model)
     make(model, "--purpose", "augment")
     make(model, "--purpose", "augment", "--guidance", "1.25", "--set", "sampling.mix_above=5")
-    assert mixings(model) == {1.5: None, 3.0: guidance.MIX_ABOVE, 1.25: 5}
+    make(model, "--purpose", "augment", "--guidance", "1.75")
+    assert mixings(model) == {1.5: None, 3.0: 4.5, 1.25: 5, 1.75: None}
 
 
 def test_the_choice_is_of_this_model_and_this_sampler_alone(model, times_chosen):
     make(model, "--purpose", "augment")
-    path = model.parent / guidance.NAME
+    path = model.parent / purpose.NAME
     kept = json.loads(path.read_text())
     path.write_text(json.dumps(kept | {"of": kept["of"] | {"weights": "those of another model"}}))
     make(model, "--purpose", "augment", "--num_images", "2")
