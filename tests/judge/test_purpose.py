@@ -38,7 +38,8 @@ def right(share: float) -> torch.Tensor:
 
 @pytest.mark.parametrize(("accuracies", "chosen"), [((0.5, 0.5, 0.5), 1), ((0.5, 0.9, 0.92), 1.5), ((0.8, 0.5, 0), 1)])
 def test_of_those_that_are_about_the_same_the_smallest_is_chosen(accuracies, chosen):
-    tried = [Tried(GenerationConfig(guidance=scale), right(share)) for scale, share in zip((1, 1.5, 2), accuracies, strict=True)]
+    scales = (1, 1.5, 2)
+    tried = [Tried(GenerationConfig(guidance=s), right(share)) for s, share in zip(scales, accuracies, strict=True)]
     assert best(tried[::-1], torch.arange(80) // 10).sampling.guidance == chosen
 
 
