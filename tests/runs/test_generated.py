@@ -10,7 +10,8 @@ from torch import nn
 from train.base.errors import UserError
 from train.base.files import read_json
 from train.config.sections import GenerationConfig
-from train.runs.generated import claim_folder, default_folder, settings_of
+from train.runs.final_model import load_users, save_users
+from train.runs.generated import claim_folder, default_folder, image_files, image_paths, settings_of
 
 SAMPLING = GenerationConfig(steps=4, guidance_interval=(0.1, 5.0), batch_size=4)
 MODEL = Path("runs/ldm/final_model")
@@ -42,6 +43,17 @@ def test_what_changes_images_changes_settings_and_folder(models, change):
     assert other != sampling
     assert settings_of(other, 0, models) != settings_of(sampling, 0, models)
     assert folder_of(other, 0, models) != folder_of(sampling, 0, models)
+
+
+def test_a_users_images_are_found_however_accents_are_stored(tmp_path):
+    """In a folder that another system has copied, and by names that an earlier version saved."""
+    nfc, nfd = "\u00e9", "e\u0301"
+    (tmp_path / nfd).mkdir()
+    (tmp_path / nfd / "generated_000.png").touch()
+    assert image_paths(tmp_path, [nfc], [(0, 0)])[0, 0].is_file()
+    assert len(image_files(tmp_path, nfc)) == 1
+    save_users([nfd, "b"], tmp_path)
+    assert load_users(tmp_path) == [nfc, "b"]
 
 
 def test_other_seeds_and_other_weights_have_folders_of_their_own(models):
