@@ -11,8 +11,15 @@ from tests.tiny import tiny, tiny_denoiser, tiny_vae
 from train.base.errors import UserError
 from train.base.files import read_json
 from train.config.sections import GenerationConfig
-from train.runs.final_model import TrainedLDM
-from train.runs.generated import claim_folder, default_folder, folder_to_judge, settings_of
+from train.runs.final_model import TrainedLDM, load_users, save_users
+from train.runs.generated import (
+    claim_folder,
+    default_folder,
+    folder_to_judge,
+    image_files,
+    image_paths,
+    settings_of,
+)
 
 SAMPLING = GenerationConfig(steps=4, guidance_interval=(0.1, 5.0), batch_size=4)
 MODEL = Path("runs/ldm/final_model")
@@ -44,6 +51,17 @@ def test_what_changes_images_changes_settings_and_folder(trained, change):
     assert other != sampling
     assert settings_of(other, 0, trained) != settings_of(sampling, 0, trained)
     assert folder_of(other, 0, trained) != folder_of(sampling, 0, trained)
+
+
+def test_a_users_images_are_found_however_accents_are_stored(tmp_path):
+    """In a folder that another system has copied, and by names that an earlier version saved."""
+    nfc, nfd = "\u00e9", "e\u0301"
+    (tmp_path / nfd).mkdir()
+    (tmp_path / nfd / "generated_000.png").touch()
+    assert image_paths(tmp_path, [nfc], [(0, 0)])[0, 0].is_file()
+    assert len(image_files(tmp_path, nfc)) == 1
+    save_users([nfd, "b"], tmp_path)
+    assert load_users(tmp_path) == [nfc, "b"]
 
 
 def test_other_seeds_and_other_weights_have_folders_of_their_own(trained):

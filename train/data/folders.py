@@ -78,8 +78,9 @@ def scan(folder: str | Path) -> Scan:
     others = [entry for entry in folders if entry not in files]
     elsewhere = [entry for entry in others if any(_has_suffix(path, OTHER) for path in _below(within[entry]))]
     deeper = elsewhere and any(os.path.isdir(entry) for entry in within[elsewhere[0]])
-    instead = f"; if the users are in there, give {elsewhere[0]} as data.dir" if deeper else ""
-    require(not elsewhere, f"{folder}: no image directly in the folder of {some([user.name for user in elsewhere])}; "
+    instead = f"; if the users are in there, give {one_line(str(elsewhere[0]))} as data.dir" if deeper else ""
+    called = some([one_line(user.name) for user in elsewhere])
+    require(not elsewhere, f"{folder}: no image directly in the folder of {called}; "
             f"put images there ({' '.join(SUFFIXES)}), remove it, or give a folder of links to the others{instead}")
     require(files, f"{folder}: there is no user in it; put each user's images into a folder named after the user, "
             f"as in {folder / 'ID1' / 'image.png'}")

@@ -4,6 +4,7 @@
 """
 
 import io
+import logging
 import warnings
 from pathlib import Path
 
@@ -24,6 +25,7 @@ SUFFIXES = (
     ".tiff", ".webp",
 )  # fmt: skip
 MOST_BYTES = GiB  # of a file
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # without one, it would print beside our sentence
 Image.MAX_IMAGE_PIXELS = 2**28  # more are taken for an attack; a telephone takes pictures of 2 * 10^8
 LONG = 64
 BITS_PER_SAMPLE, PHOTOMETRIC, BLACK_IS_ZERO = 258, 262, 1  # two TIFF tags, and a value of the second
