@@ -414,6 +414,8 @@ def test_sampling_interrupted_or_repeated_keeps_images_and_grid(runs, tmp_path, 
         with pytest.raises(Killed):
             sample.main([*common, "--num_images", "3"])
     assert len(list(tmp_path.rglob("generated_*.png"))) == 4
+    with pytest.raises(UserError, match="is not complete, since what writes it is at work or was cut off"):
+        evaluate.main([*common[:2], "--images", str(tmp_path)])
     sample.main([*common, "--num_images", "3"])
     capsys.readouterr()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.png")}

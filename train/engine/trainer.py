@@ -25,7 +25,7 @@ from train.engine.optim import learning_rate
 from train.engine.stage import Stage
 from train.engine.step import NotFinite, mean_losses
 from train.engine.stopping import Stop
-from train.runs.checkpoint import Unchanged, last_good, list_checkpoints, load_run, save_checkpoint, set_aside_later
+from train.runs.checkpoint import Unchanged, last_good, load_run, save_checkpoint, set_aside_later
 
 LOG_INTERVAL = 10  # optimizer steps
 MAX_LOST = 10  # steps in a row whose fp16 loss is not finite
@@ -49,7 +49,6 @@ class Trainer:
         self.inputs = Unchanged(**stage.inputs())
         self.overflows = Overflows()
         self.checkpoints = Path(self.training.output_dir) / "checkpoints"
-        self.speed = Speed()
 
     def run(self, check_memory: Callable[[], None]) -> None:
         """Take the optimizer steps that are left. `check_memory` is called after each of them."""
@@ -85,11 +84,6 @@ class Trainer:
 
     # ---- the run around its steps
 
-    def save_first(self) -> None:
-        """Save before the first step, so that a place where nothing can be saved shows at once, and not after hours."""
-        if self.step == 0 and on_main(lambda: not list_checkpoints(self.checkpoints)):
-            self.save(is_best=False)
-
     def resume(self) -> None:
         """Continue from the newest whole checkpoint. Nothing is written. UserError where it is of another run."""
         self.step = load_run(self.checkpoints, self.total_steps, self.training.length_key, self.state())
@@ -115,7 +109,8 @@ class Trainer:
                 self.stop.listening(),
                 progress(total=self.total_steps, initial=self.step, desc=title, unit="step") as bar,
             ):
-                self.save_first()
+                if self.step == 0:  # a place where nothing can be saved shows now, and not after hours
+                    self.save(is_best=False)
                 yield bar
         except NotFinite as error:
             good = last_good(self.checkpoints)
@@ -149,9 +144,9 @@ class Trainer:
 
     def finish_step(self) -> None:
         """Validate, save and stop, where one of them is due."""
-        is_best = self.due(self.training.sample_interval) and self.validate()
+        is_best = (self.best.owed or self.due(self.training.sample_interval)) and self.validate()
         stopped = self.why_stop()
-        if self.due(self.training.save_interval) or is_best or stopped or self.best.owed:
+        if self.due(self.training.save_interval) or is_best or stopped:
             self.save(is_best)
         if stopped:
             raise Stopped(*stopped)
