@@ -1,6 +1,7 @@
 """Reports of the account: Markdown tables for people, a dictionary for programs."""
 
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -8,12 +9,23 @@ from pathlib import Path
 from textwrap import fill
 
 from train.base.errors import UserError
-from train.base.units import gib, mib
+from train.base.units import GiB, gib, mib
 from train.memory.account import CATEGORIES, HEADINGS, Account
 from train.memory.advice import cheapest_that_fits, levers
 from train.memory.allocator import peaks_of
 from train.memory.components import Component, without_effect
-from train.memory.fit import account_of, fits_traced, largest_batch, left, on_gpu, room, runs
+from train.memory.fit import (
+    MOST_ELEMENTS,
+    account_of,
+    fits,
+    fits_traced,
+    largest_batch,
+    left,
+    most_counted,
+    on_gpu,
+    room,
+    runs,
+)
 from train.memory.gpus import GPU, GPUS
 from train.memory.overhead import overheads
 from train.memory.scenario import Scenario
@@ -54,6 +66,42 @@ def title(scenario: Scenario, gpu: GPU | None) -> str:
     return f"## Memory {where}: {', '.join(words)}"
 
 
+def answer(scenario: Scenario, rows: list[dict]) -> str:
+    """The report in a sentence: does the run fit one GPU, or all that are known, and with how much room?"""
+    runs_of = f"with batch {scenario.micro_batch}"
+    fitting = [row for row in rows if row.get("fits")]
+    if len(rows) > 1:
+        start = f"Fits {len(fitting)} of {len(rows)} known cards {runs_of}"
+        if not fitting:
+            return f"{start}."
+        smallest = min(fitting, key=lambda row: row["bytes"])
+        return f"{start}; the smallest of them is {_a(smallest)}, with {_room(scenario, smallest)} (predicted)."
+    (row,) = rows
+    if row.get("fits"):
+        return f"Fits {_a(row)} {runs_of}, {_room(scenario, row)} (predicted)."
+    levers = f"it fits with {', '.join(row['fits_with'])}" if row["fits_with"] else "nothing makes it fit"
+    if not row["runs"]:
+        return f"Does not run on {_a(row)}, which has no bf16; {levers} (predicted)."
+    missing = f", where {roughly(-row['left'] / GiB, up=True)} GiB are missing" if row["left"] < 0 else ""
+    return f"Does not fit {_a(row)} {runs_of}{missing}; {levers} (predicted)."
+
+
+def _a(row: dict) -> str:
+    return f"{'an' if row['card'][0] in 'AHLR' else 'a'} {row['card']}"
+
+
+def _room(scenario: Scenario, row: dict) -> str:
+    most = row[variant_of(scenario)]
+    images = f"up to about {roughly(most)} images" if most > 1 else "one image"
+    return f"{roughly(row['left'] / GiB)} GiB left; {images} at once"
+
+
+def roughly(number: float, up: bool = False) -> str:
+    """Two significant digits, which promise less than the number, or more (`up`); at least hundredths."""
+    unit = 10.0 ** max(math.floor(math.log10(max(number, 1e-9))) - 1, -2)
+    return f"{round((math.ceil if up else math.floor)(round(number / unit, 6)) * unit, 2):,g}"
+
+
 # ---- what follows from shapes
 
 
@@ -77,8 +125,9 @@ def exact(scenario: Scenario, parts: list[Component]) -> str:
 
 
 Results = dict[GPU | Scenario, dict]
-"""Of a GPU: whether the run fits, the bytes left, the largest micro-batches, and what would make it fit. Of the run
-with a lever pulled alone, and of the run at batch 1: its peaks in bytes, and those of each category by itself."""
+"""Of a GPU: whether the run fits, the bytes left, the largest micro-batches (and whether elements limit them, not
+bytes), and what would make it fit. Of the run with a lever pulled alone, and of the run at batch 1: its peaks in bytes,
+and those of each category by itself."""
 
 
 def old_estimates(scenario: Scenario, parts: list[Component], results: Results, gpu: GPU | None) -> list[tuple]:
@@ -137,6 +186,10 @@ def beside(account: Account, gpu: GPU | None, processes: int) -> str:
     return "\n".join([table(heading, rows), "\nWhere that is from:\n", *sources])
 
 
+MICRO_BATCH = (
+    "The largest micro-batch is of images that go through the model at once (batch_size). A step may learn from more:\n"
+    "batch_size x gradient_accumulation_steps."
+)
 VARIANTS = {"largest_batch": "without checkpointing", "largest_batch_checkpointed": "with checkpointing"}
 
 
@@ -146,6 +199,11 @@ def variants(scenario: Scenario) -> dict[str, Scenario]:
         return {"largest_batch": scenario}
     keys = zip(VARIANTS, (False, True), strict=True)
     return {key: scenario.with_training(gradient_checkpointing=checkpointing) for key, checkpointing in keys}
+
+
+def variant_of(scenario: Scenario) -> str:
+    """The key in VARIANTS of the run itself."""
+    return next(key for key, variant in variants(scenario).items() if variant == scenario)
 
 
 def compute_results(scenario: Scenario, chosen: GPU | None) -> Results:
@@ -180,11 +238,11 @@ def _results_on_gpus(
     for gpu, row in rows.items():
         if runs(variant, gpu):
             batch = row[name] = largest_batch(variant, gpu)
+            row[f"{name}_counted"] = batch == most_counted(variant, gpu)
             if batch and gpu == chosen:
                 row[f"{name}_traced"] = [fits_traced(variant, size, gpu) for size in (batch, batch + 1)]
             if variant == run:
-                free = left(account_of(run), room(gpu, account_of(run)))
-                row |= {"fits": free >= 0, "left": free}
+                row |= {"fits": fits(account_of(run), gpu), "left": left(account_of(run), room(gpu, account_of(run)))}
         if variant == run and not row.get("fits"):
             row["fits_with"] = cheapest_that_fits(run, gpu)
     return rows | (_results_of_run(variant) if with_peaks else {})
@@ -215,9 +273,12 @@ def gpus_table(rows: list[dict]) -> str:
         cells.append([row["card"], gib(row["bytes"]), verdict, gib(row["left"]) if row["runs"] else "-", *batches,
                       "{}.{}".format(*row["capability"]), row["attention"], "yes" if row["bf16"] else "no",
                       row["wheel"]])  # fmt: skip
-    headings = ("card", "GiB", "fits", "left", "largest batch", "with checkpointing", "capability", "attention",
+    headings = ("card", "GiB", "fits", "left", "largest micro-batch", "with checkpointing", "capability", "attention",
                 "bf16", "wheel")  # fmt: skip
-    text = [table(headings, cells)]
+    text = [table(headings, cells), f"\n{MICRO_BATCH}"]
+    if counted := [row["card"] for row in rows if any(row.get(f"{name}_counted") for name in VARIANTS)]:
+        text.append(fill(f"More elements than an int counts ({MOST_ELEMENTS:,} in one tensor), and not bytes, limit it "
+                         f"on {', '.join(counted)}.", WIDTH))  # fmt: skip
     for row in rows:
         if not row.get("fits"):
             names = row["fits_with"]
@@ -230,7 +291,7 @@ def one_gpu(row: dict) -> str:
     text = [fill(f"The card's bytes: {row['bytes_from']}.", WIDTH)]
     for name, words in VARIANTS.items():
         if traced := row.get(f"{name}_traced"):
-            checks = [f"batch {row[name] + i} {'fits' if fits else 'does not fit'}" for i, fits in enumerate(traced)]
+            checks = [f"{row[name] + i} {'fits' if fits else 'does not fit'}" for i, fits in enumerate(traced)]
             text.append(f"Traced themselves, {words}: {', '.join(checks)}.")
     return "\n".join(text)
 
@@ -258,6 +319,7 @@ def as_dictionary(scenario: Scenario, parts: list[Component], account: Account, 
     peak, results = account.peak(), compute_results(scenario, gpu)
     return {
         "measured": False,
+        "answer": answer(scenario, on_gpus(results)),
         "stage": scenario.stage,
         "users": scenario.users,
         "processes": scenario.processes,
