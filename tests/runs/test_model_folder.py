@@ -20,7 +20,7 @@ from tests.float64 import float64
 from tests.oracle import assert_equal_outputs, unet_pair, vae_pair
 from train.base.errors import UserError
 from train.runs import diffusers as diffusers_config
-from train.runs import model_folder
+from train.runs import model_folder, weights
 from train.runs.diffusers import Options, unet_from_diffusers, vae_from_diffusers
 from train.runs.model_folder import load, load_schedule, save, save_schedule
 
@@ -53,7 +53,7 @@ SAFETENSORS, BIN = (f"diffusion_pytorch_model.{suffix}" for suffix in ("safetens
 def weights_format(request, monkeypatch) -> str:
     """The file of weights that `save` writes: with the optional package, and without it."""
     if request.param == "bin":
-        monkeypatch.setattr(model_folder, "safetensors", None)
+        monkeypatch.setattr(weights, "safetensors", None)
     return request.param
 
 
@@ -158,7 +158,7 @@ def test_saving_again_leaves_no_weights_of_the_model_before(tmp_path, monkeypatc
     first, second = UserConditionEncoder(ENCODER), UserConditionEncoder(ENCODER)
     save(first, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(model_folder, "safetensors", None)
+        patch.setattr(weights, "safetensors", None)
         save(second, tmp_path)
     assert torch.equal(load(tmp_path).embedding.weight, second.embedding.weight)
     save(first, tmp_path)
@@ -171,7 +171,7 @@ def test_safetensors_are_preferred_only_if_the_package_is_there(tmp_path, monkey
     save(in_safetensors, tmp_path)
     torch.save(in_bin.state_dict(), tmp_path / BIN)
     assert torch.equal(load(tmp_path).embedding.weight, in_safetensors.embedding.weight)
-    monkeypatch.setattr(model_folder, "safetensors", None)
+    monkeypatch.setattr(weights, "safetensors", None)
     assert torch.equal(load(tmp_path).embedding.weight, in_bin.embedding.weight)
     (tmp_path / BIN).unlink()
     assert "pip install safetensors" in refused(load, tmp_path)

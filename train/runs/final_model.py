@@ -23,7 +23,7 @@ from train.base.folders import read_as_one, replacing_folder
 from train.config.schema import Config
 from train.data.dataset import UserImages
 from train.data.split import Split, save_split
-from train.runs import model_folder
+from train.runs import model_folder, weights
 from train.runs.folder import CONFIG, SPLIT, save_config
 
 NAME = "final_model"
@@ -31,7 +31,7 @@ USERS = "users.json"
 
 
 def _replacing(folder: Path) -> AbstractContextManager[Path]:
-    return replacing_folder(folder, stale=f"{model_folder.WEIGHTS}.*")  # an earlier model's, perhaps in another format
+    return replacing_folder(folder, stale=f"{weights.WEIGHTS}.*")  # an earlier model's, perhaps in another format
 
 
 # ---- VAE
