@@ -23,7 +23,7 @@ def what_is_wrong(state: object, largest: float = LARGEST_WEIGHT, name: str = ""
 
 
 def _of_tensor(tensor: torch.Tensor, largest: float, name: str) -> str:
-    if not (tensor.is_floating_point() and tensor.numel()):
+    if not tensor.is_floating_point() or not tensor.numel() or tensor.is_meta:  # has shapes, and no values
         return ""
     low, high = (float(end) for end in tensor.detach().aminmax())  # without a copy; NaN where there is one
     if not (math.isfinite(low) and math.isfinite(high)):

@@ -16,6 +16,7 @@ from train.data.dataset import UserImages
 from train.data.split import Split, load_split, make_split
 
 CONFIG, SPLIT, LOCK = "config.yaml", "split.json", ".lock"
+MODEL_FILES = ("config.json", "users.json")  # the former in a saved VAE, the latter in a saved LDM
 MADE_BY = "# python -m train."
 SECTIONS = {
     "vae": ("seed", "data", "vae", "vae_loss", "vae_training"),
@@ -61,8 +62,7 @@ def refuse_other_run(folder: Path, config: Config, stage: str) -> list[str]:
         return []
     saved = Config.read(path)
     made_by = _made_by(folder)
-    require(made_by, f"{folder}: holds a config.yaml that no training has written; use another output_dir")
-    require(made_by == MADE_BY + stage,
+    require(made_by in ("", MADE_BY + stage),
             f"{folder}: holds a run of {made_by.removeprefix('# ')}; use another output_dir")
     before, now = _flat(saved, stage), _flat(config, stage)
     same_batch = saved.training(stage).images_per_step == config.training(stage).images_per_step
@@ -76,11 +76,12 @@ def refuse_other_run(folder: Path, config: Config, stage: str) -> list[str]:
 
 def is_model(folder: Path) -> bool:
     """Whether this is the `final_model` of a run, which has a config and a split as the run's folder has."""
-    return (folder / CONFIG).is_file() and (folder / SPLIT).is_file() and not _made_by(folder)
+    of_model = any((folder / name).is_file() for name in MODEL_FILES)
+    return of_model and all((folder / name).is_file() for name in (CONFIG, SPLIT)) and not _made_by(folder)
 
 
 def _made_by(folder: Path) -> str:
-    """The first line of its config, where that says which command made the folder; "" elsewhere."""
+    """The first line of its config, where that says which command made the folder, as the earliest runs do not."""
     with open(folder / CONFIG, encoding="utf-8", errors="replace") as file:
         first = file.readline().rstrip("\n")
     return first if first.startswith(MADE_BY) else ""

@@ -3,6 +3,7 @@
 Shapes: N images, B of them at a time, Z h w latents, I image channels, H W image, L D context.
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,6 +20,7 @@ from train.base.folders import filling
 from train.base.processes import gather, on_main, rank, world_size
 from train.base.progress import progress
 from train.base.randomness import generator
+from train.base.sound import what_is_wrong
 from train.config.sections import GenerationConfig
 from train.data.images import save_picture, to_picture, to_uint8
 from train.engine.step import NotFinite
@@ -53,7 +55,7 @@ def generate(
         latents = sample(denoiser, draw_noise(), schedule, config, draw_noise)  # B Z h w
         # In float32: a decoder in fp16 can overflow.
         decoded = vae.decode(latents / vae.config.scaling_factor)  # B I H W
-        if not decoded.isfinite().all():
+        if what_is_wrong(decoded, math.inf):
             raise NotFinite("the model's images are no finite numbers, so its weights are spoilt; use an earlier model")
         pixels.append(to_uint8(decoded).cpu())
     return torch.cat(pixels) if pixels else torch.empty(0, dtype=torch.uint8)
