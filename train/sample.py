@@ -9,7 +9,7 @@ the guidance that serves a classifier, which judges who know the training record
 import argparse
 from pathlib import Path
 
-from train.base.errors import nearest, require, some
+from train.base.errors import UserError, nearest, require, some
 from train.base.processes import on_main
 from train.base.units import counted
 from train.config import cli
@@ -43,10 +43,12 @@ def main(argv: list[str] | None = None) -> None:
     names = trained_users(args.model)
     num_images = images_of_each(args)
     config = cli.read_config(args, "sample", default=config_path(args.model), more=cli.SAMPLING)
+    places = {name: place for place, name in enumerate(names)}
     for name in args.users or ():
-        knows = f"not a user of this model{nearest(name, names)}; it knows {some(names, 8)}"
-        require(name in names, f"--users {name!r}: {knows}")
-    users = [names.index(name) for name in dict.fromkeys(args.users or names)]
+        if name not in places:
+            knows = f"not a user of this model{nearest(name, names)}; it knows {some(names, 8)}"
+            raise UserError(f"--users {name!r}: {knows}")
+    users = [places[name] for name in dict.fromkeys(args.users or names)]
 
     device = pick_device()
     trained = load_ldm(args.model, config).to(device)

@@ -124,6 +124,8 @@ def test_a_union_takes_the_arm_that_fits(read):
         ("steps: 1:30", "a whole number, not 1:30"),  # PyYAML: 90
         ("steps: 9223372036854775808", "a whole number"),
         ("steps: 1" + "0" * 5000, "a whole number"),
+        ("learning_rate: " + "9" * 30_000 + "x", "learning_rate must be a finite number, not 9"),
+        ("learning_rate: " + "9" * 30_000 + ":1", "learning_rate must be a finite number, not 9"),
         ("steps: ١٢", "a whole number"),
         ("shuffle: 1", "shuffle must be true or false, not 1"),
         ("name: 2024", "name must be text, not 2024; put it in quotes"),

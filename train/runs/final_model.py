@@ -6,6 +6,7 @@
 Models are folders that `diffusers` opens (train/runs/model_folder.py). The whole folder is replaced at once.
 """
 
+from collections import Counter
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,8 +163,9 @@ def load_users(folder: Path) -> list[str]:
     listed = isinstance(names, list) and all(isinstance(name, str) for name in names)
     require(listed, f"{path}: 'users' must be a list of names")
     require(names, f"{path}: names no user")
+    counts = Counter(names)
     for name in names:  # the folders into which a user's images are written
         is_a_name = Path(name).name == name and name not in ("", ".", "..") and not CONTROL.search(name)
         require(is_a_name, f"{path}: the user {name!r} is not the name of a folder")
-        require(names.count(name) == 1, f"{path}: the user {name!r} stands there twice")
+        require(counts[name] == 1, f"{path}: the user {name!r} stands there twice")
     return names
