@@ -17,13 +17,10 @@ from torch import Tensor, nn
 from train.base.errors import UserError, require, some
 from train.base.files import LOAD_ERRORS, load_tensors, read_json, replacing
 from train.base.first_bytes import not_numbers
+from train.base.optional import optional
 from train.base.sound import what_is_wrong
 
-try:
-    import safetensors.torch as safetensors
-    from safetensors import SafetensorError
-except ImportError:  # optional: without it, weights are .bin files
-    safetensors = None
+safetensors = optional("safetensors.torch", "safetensors")  # without it, weights are .bin files
 
 WEIGHTS = "diffusion_pytorch_model"
 TENSORS, PICKLED = f"{WEIGHTS}.safetensors", f"{WEIGHTS}.bin"
@@ -128,7 +125,7 @@ def _read_shards(index: Path, read: Callable[[Path], dict[str, Stored]]) -> dict
 
 
 def _safetensor_errors() -> tuple[type[Exception], ...]:
-    return (SafetensorError,) if safetensors else ()
+    return (optional("safetensors", "safetensors").SafetensorError,) if safetensors else ()
 
 
 def _read_tensors(path: Path) -> dict[str, Stored]:
