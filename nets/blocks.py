@@ -15,6 +15,15 @@ from nets.resnet import Downsample, EncoderDownsample, ResnetBlock, Upsample
 UNET_EPS = 1e-5
 VAE_EPS = 1e-6
 LARGEST = 2**16  # of a width or a count: more is a typing error, and tensor sizes must not overflow
+DEEPEST = 32  # likewise of levels, and of resnet blocks in each: thousands take minutes to be made
+
+
+def require_depth(channels: tuple[int, ...], layers_per_block: int) -> None:
+    if max(len(channels), layers_per_block) > DEEPEST:
+        raise ValueError(
+            f"channels are of {len(channels)} levels and layers_per_block is {layers_per_block}; there can be at most "
+            f"{DEEPEST} of each"
+        )
 
 
 class DownBlock(nn.Module):

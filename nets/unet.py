@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nets.attention import TransformerBlock
-from nets.blocks import LARGEST, UNET_EPS, DownBlock, MidBlock, UpBlock
+from nets.blocks import LARGEST, UNET_EPS, DownBlock, MidBlock, UpBlock, require_depth
 from nets.embedding import TimestepEmbedding, sinusoidal_embedding
 
 
@@ -52,6 +52,7 @@ class UNetConfig:
                 "channels, num_heads, cross_attention_dim, layers_per_block, norm_groups and latent_channels "
                 f"must all be at least 1 and at most {LARGEST}"
             )
+        require_depth(self.channels, self.layers_per_block)
         for channels, heads in zip(self.channels, self.heads, strict=True):
             if channels % self.norm_groups:
                 raise ValueError(f"channels {channels} cannot be divided into {self.norm_groups} norm_groups")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nets.blocks import LARGEST, VAE_EPS, DecoderBlock, EncoderBlock, VAEMidBlock
+from nets.blocks import LARGEST, VAE_EPS, DecoderBlock, EncoderBlock, VAEMidBlock, require_depth
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class VAEConfig:
             )
         if self.image_channels not in (1, 3):
             raise ValueError(f"image_channels must be 1 (grey) or 3 (colour), not {self.image_channels}")
+        require_depth(self.channels, self.layers_per_block)
         for channels in self.channels:
             if channels % self.norm_groups:
                 raise ValueError(f"channels {channels} cannot be divided into {self.norm_groups} norm_groups")

@@ -12,7 +12,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from train.base.errors import UserError
+from train.base.errors import require
+from train.base.optional import optional
 from train.base.progress import progress
 from train.config import cli
 from train.engine.device import pick_device
@@ -39,10 +40,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.make_parser("bench", __doc__.splitlines()[0], "ldm")
     config = cli.read_config(parser.parse_args(argv), "ldm")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # download nothing
-    try:
-        import diffusers
-    except ImportError:
-        raise UserError("the bench compares with diffusers, which is not installed; pip install diffusers") from None
+    diffusers = optional("diffusers", "diffusers")
+    require(diffusers, "the bench compares with diffusers, which is not installed, or broken; pip install diffusers")
     device, images = pick_device(), config.ldm_training.batch_size
     torch.manual_seed(config.seed)
     stage = blank_stage(Scenario(config, device=device.type))

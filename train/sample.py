@@ -10,7 +10,7 @@ only choose once for a model.
 import argparse
 from pathlib import Path
 
-from train.base.errors import nearest, require, some
+from train.base.errors import UserError, nearest, require, some
 from train.base.names import composed
 from train.base.processes import on_main, require_agreement
 from train.base.units import counted
@@ -45,11 +45,13 @@ def main(argv: list[str] | None = None) -> None:
     names = trained_users(args.model)
     num_images = images_of_each(args)
     config = cli.read_config(args, "sample", default=config_path(args.model), more=cli.SAMPLING)
+    places = {name: place for place, name in enumerate(names)}
     asked = [composed(name) for name in args.users or names]
     for name in asked:
-        knows = f"not a user of this model{nearest(name, names)}; it knows {some(names, 8)}"
-        require(name in names, f"--users {name!r}: {knows}")
-    users = [names.index(name) for name in dict.fromkeys(asked)]
+        if name not in places:
+            knows = f"not a user of this model{nearest(name, names)}; it knows {some(names, 8)}"
+            raise UserError(f"--users {name!r}: {knows}")
+    users = [places[name] for name in dict.fromkeys(asked)]
 
     device = pick_device()
     trained = load_ldm(args.model, config).to(device)

@@ -1,5 +1,7 @@
 """The sentences of errors: raised where they hold, on one line, with the nearest word, and of memory only of memory."""
 
+import pickle
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from train.base.errors import (
     one_line,
     out_of_memory,
     require,
+    shortened,
     some,
 )
 
@@ -122,3 +125,19 @@ def test_what_breaks_a_line_is_escaped_and_nothing_else(text, line):
     assert one_line(text) == line
     assert len(line.splitlines()) == 1
     line.encode()
+
+
+@pytest.mark.parametrize("length", [3, 10, 11, 100])
+def test_a_long_text_keeps_its_ends(length):
+    text = "".join(chr(ord("a") + i % 26) for i in range(length))
+    short = shortened(text, 10)
+    assert short == (text if length <= 10 else f"{text[:5]} ... {text[-5:]}")
+
+
+def test_no_sentence_is_longer_than_a_screen():
+    """What stands in a file or on the command line is quoted in it, whatever its length."""
+    error = UserError(f"config.json: act_fn='{'x' * 10**6}' is not implemented here (only 'silu' is)")
+    assert len(str(error)) < 2100
+    assert str(error).startswith("config.json: act_fn='xxx")
+    assert str(error).endswith("xxx' is not implemented here (only 'silu' is)")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)  # as one process sends it to another

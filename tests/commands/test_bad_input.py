@@ -216,6 +216,9 @@ CONFIGS = {
         "mine.yaml, line 2: section sampling: guidance_interval is (3.0, 1.0); it must be 0 <= low < high",
     'latents: {vae_path: ""}':
         "mine.yaml, line 2: section latents: vae_path is empty; give the folder of a VAE, or null",
+    "vae: {layers_per_block: 33}":
+        "...mine.yaml, line 2...: section vae: ...layers_per_block is 33; ...at most 32 of each",
+    "unet: {layers_per_block: 65536}": "...mine.yaml, line 2...: section unet: ...layers_per_block is 65536; ...",
     "seed: -1": "mine.yaml, line 2: seed must be 0 or more, not -1",
     "seed: 1\nseed: 2": 'mine.yaml, line 3: key "seed" stands twice, first at mine.yaml, line 2',
     "vae:\n  norm_groups: 4\n  norm_groups: 2":
@@ -250,6 +253,13 @@ FILES = {
     "base that is a folder": (b"base: data\n", "mine.yaml, line 1: base: data cannot be read (Is a directory)"),
     "no section unet": (b"seed: 1\ndata: {resolution: 16}\n",
         'mine.yaml, line 1: the top level lacks the key "vae", a section with keys of its own'),
+    "a list of a million": (b"a: [" + b"1," * 10**6 + b"]\n",
+        "mine.yaml has more than 250,000 bytes; give a config's file"),
+    "a list of ten thousand": (b"a: [" + b"1," * 10**4 + b"]\n",
+        "mine.yaml, line 1: more than 5,000 keys and values; give a config's file"),
+    "keys by the thousand": (b"".join(b"a%d: 1\n" % i for i in range(5000)),
+        "mine.yaml, line 2499: more than 5,000 keys and values; give a config's file"),
+    "a device": (None, "mine.yaml cannot be read (not a file, but a pipe or a device)"),
     "endless nesting": (b"a: " + b"[" * 5000, "mine.yaml, line 1: more than 20 levels of nesting"),
 }  # fmt: skip
 
@@ -257,7 +267,7 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 def test_a_bad_file_of_a_config_is_answered_with(refused, name):
     content, phrase = FILES[name]
-    Path("mine.yaml").write_bytes(content)
+    Path("mine.yaml").write_bytes(content) if content is not None else os.mkfifo("mine.yaml")
     Path("yours.yaml").write_text("base: mine.yaml\n")
     refused("vae --config mine.yaml", phrase)
 
@@ -437,7 +447,7 @@ MODELS = {
     "truncated weights": (lambda: truncate(f"{V}/{TENSORS}", 5000), LDM,
         "v/final_model/diffusion_pytorch_model.safetensors: cannot be read (..."),
     "empty weights": (lambda: truncate(f"{V}/{TENSORS}", 0), LDM,
-        "v/final_model/diffusion_pytorch_model.safetensors: cannot be read (..."),
+        "v/final_model/diffusion_pytorch_model.safetensors: is empty; save or copy it again"),
     "no weights": (lambda: os.remove(f"{V}/{TENSORS}"), LDM,
         "v/final_model: holds neither diffusion_pytorch_model.safetensors nor diffusion_pytorch_model.bin"),
     "a weight missing": (lambda: weights(V, lambda w: w.pop("encoder.conv_in.bias")), LDM,
@@ -453,7 +463,7 @@ MODELS = {
     "weights with code": (lambda: weights(V, lambda w: w.update(code=Code())), LDM,
         "v/final_model/diffusion_pytorch_model.bin: refused: damaged, or with Python objects ..."),
     "weights that are text": (lambda: (os.remove(f"{V}/{TENSORS}"), Path(f"{V}/{BIN}").write_text("hello")), LDM,
-        "v/final_model/diffusion_pytorch_model.bin: truncated, or not a file of tensors; save or copy it again"),
+        "v/final_model/diffusion_pytorch_model.bin: is text, which begins with 'hello'; save or copy it again"),
     "the VAE of 3 levels": (lambda: None, LDM + " --set vae.channels=[8,8,8] --resolution 18",
         "--resolution 18: data.resolution 18 cannot be halved 2 times ...; use a multiple of 4"),
     "no UNet": (lambda: shutil.rmtree(f"{L}/unet"), SAMPLE, "l/final_model/unet/config.json: there is no such file"),
@@ -464,6 +474,8 @@ MODELS = {
         "l/final_model/users.json: the user '../x' is not the name of a folder"),
     "a user whose name is a NUL": (lambda: edit(f"{L}/users.json", users=["ID1", "ID2", "\0"]), SAMPLE,
         "l/final_model/users.json: the user '\\x00' is not the name of a folder"),
+    "65,536 users": (lambda: edit(f"{L}/users.json", users=[f"ID{i}" for i in range(2**16)]), SAMPLE,
+        "l/final_model: the condition_encoder's num_users is 3, ...in users.json is 65536; they do not go together"),
     "a user twice": (lambda: edit(f"{L}/users.json", users=["ID1", "ID2", "ID1"]), SAMPLE,
         "l/final_model/users.json: the user 'ID1' stands there twice"),
     "a user too many": (lambda: edit(f"{L}/users.json", users=["a", "b", "c", "d"]), SAMPLE,
@@ -673,6 +685,13 @@ def test_a_process_of_its_own_says_the_same(world, line):
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
     assert says(done.stderr, f"error: {LINES[line]}\n")
+
+
+@pytest.mark.parametrize("more", ["--seed {}", "--users {}", "--set seed={}", "--{}", "--output_dir {}", "--steps {}"])
+def test_no_argument_makes_a_long_sentence(world, monkeypatch, capsys, more):
+    status, said = call(f"sample --model l/final_model --num_images 1 {more.format('9' * 30_000)}", monkeypatch, capsys)
+    assert (status, said.count("\n"), said[:7]) == (2, 0, "error: ")
+    assert len(said) < 2100
 
 
 def test_debug_shows_where_a_sentence_comes_from(world, monkeypatch):

@@ -496,5 +496,5 @@ def test_the_bench_compares_both_sides_on_the_same_weights(monkeypatch, capsys):
 
 def test_the_bench_without_diffusers_is_refused_in_a_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(UserError, match="diffusers, which is not installed"):
+    with pytest.raises(UserError, match="diffusers, which is not installed, or broken"):
         bench.main(["--config", TINY])

@@ -63,3 +63,26 @@ def test_a_reading_of_speed_is_of_what_came_since_the_last(monkeypatch):
         with speed.paused():
             now[0] += pause
         assert speed.read() == pytest.approx(images / seconds)
+
+
+ODD = (
+    "3", "null", "[]", '"x"', "[1, 2]", "{}", '{"loss": 1}', '{"step": null, "loss": 1}', '{"step": "1", "loss": 1}',
+    '{"step": 1.5, "loss": 1}', '{"step": true, "loss": 1}', '{"step": NaN, "loss": 1}', '{"step": 1, "loss": null}',
+    '{"step": 1, "loss": "low"}', '{"step": 1, "loss": [0.5]}', '{"step": 1, "loss": true}', '{"step": 1, "loss": NaN}',
+    '{"step": 1, "loss": 1e999}', '{"step": 1, "loss": -1.7e308}', '{"step": 2, "loss": 1.7e308}',
+    '{"step": 1, "loss": 5e-324}', '{"step": -9223372036854775808, "loss": 2}',
+    '{"step": 1, "loss": 1' + "0" * 400 + "}",
+    '{"step": 1' + "0" * 5000 + "}", "[" * 100_000, "\x00", "\udcff\udcfe", "\ufeff{}", "", "  ", "}{",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("lines", [*([line] for line in ODD), ODD], ids=range(len(ODD) + 1))
+def test_odd_lines_in_the_metrics_end_no_run(tmp_path, lines):
+    text = "\n".join(['{"step": 1, "loss": 0.5}', *lines, '{"step": 2, "loss": 0.25}'])
+    (tmp_path / "metrics.jsonl").write_bytes(text.encode("utf-8", "surrogateescape"))
+    log = RunLog(tmp_path, 2)
+    log.write(3, loss=0.125)
+    log.save_curves("x", [("loss",)])
+    assert [line for line in logged(tmp_path) if line["step"] == 3] == [{"step": 3, "loss": 0.125}]
+    assert {"step": 1, "loss": 0.5} in logged(tmp_path)
+    assert {"step": 2, "loss": 0.25} in logged(tmp_path)

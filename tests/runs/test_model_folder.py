@@ -20,7 +20,7 @@ from tests.float64 import float64
 from tests.oracle import assert_equal_outputs, unet_pair, vae_pair
 from train.base.errors import UserError
 from train.runs import diffusers as diffusers_config
-from train.runs import model_folder
+from train.runs import model_folder, weights
 from train.runs.diffusers import Options, unet_from_diffusers, vae_from_diffusers
 from train.runs.model_folder import load, load_schedule, save, save_schedule
 
@@ -53,7 +53,7 @@ SAFETENSORS, BIN = (f"diffusion_pytorch_model.{suffix}" for suffix in ("safetens
 def weights_format(request, monkeypatch) -> str:
     """The file of weights that `save` writes: with the optional package, and without it."""
     if request.param == "bin":
-        monkeypatch.setattr(model_folder, "safetensors", None)
+        monkeypatch.setattr(weights, "safetensors", None)
     return request.param
 
 
@@ -158,7 +158,7 @@ def test_saving_again_leaves_no_weights_of_the_model_before(tmp_path, monkeypatc
     first, second = UserConditionEncoder(ENCODER), UserConditionEncoder(ENCODER)
     save(first, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(model_folder, "safetensors", None)
+        patch.setattr(weights, "safetensors", None)
         save(second, tmp_path)
     assert torch.equal(load(tmp_path).embedding.weight, second.embedding.weight)
     save(first, tmp_path)
@@ -171,7 +171,7 @@ def test_safetensors_are_preferred_only_if_the_package_is_there(tmp_path, monkey
     save(in_safetensors, tmp_path)
     torch.save(in_bin.state_dict(), tmp_path / BIN)
     assert torch.equal(load(tmp_path).embedding.weight, in_safetensors.embedding.weight)
-    monkeypatch.setattr(model_folder, "safetensors", None)
+    monkeypatch.setattr(weights, "safetensors", None)
     assert torch.equal(load(tmp_path).embedding.weight, in_bin.embedding.weight)
     (tmp_path / BIN).unlink()
     assert "pip install safetensors" in refused(load, tmp_path)
@@ -265,6 +265,39 @@ def test_every_option_of_diffusers_is_known():
         assert set(inspect.signature(theirs.__init__).parameters) - {"self"} == set(ours)
 
 
+LISTS = {
+    "cross_attention_dim": 12, "layers_per_block": 1, "transformer_layers_per_block": 1, "attention_head_dim": 2,
+    "only_cross_attention": False, "sample_size": 8, "upcast_attention": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("option", LISTS)
+def test_a_list_of_equal_values_is_the_value(tmp_path, option):
+    ours, _ = unet_pair(UNET)
+    save(ours, tmp_path)
+    edit(tmp_path, **{option: [LISTS[option]] * 2})
+    assert load(tmp_path).config == UNET
+    edit(tmp_path, **{option: [LISTS[option], "other"]})
+    assert option in refused(load, tmp_path)
+
+
+def test_lists_that_diffusers_opens_mean_the_same_here(tmp_path):
+    _, theirs = unet_pair(replace(UNET, layers_per_block=2))
+    theirs.save_pretrained(tmp_path)
+    edit(tmp_path, layers_per_block=[2, 2], cross_attention_dim=[12, 12], transformer_layers_per_block=[1, 1])
+    theirs = diffusers.UNet2DConditionModel.from_pretrained(tmp_path)
+    assert_equal_outputs(*unet_outputs(load(tmp_path), theirs))
+
+
+def test_attention_upcast_by_diffusers_has_equal_outputs_here(tmp_path):
+    _, theirs = unet_pair(UNET)
+    theirs.save_pretrained(tmp_path)
+    edit(tmp_path, upcast_attention=True)
+    theirs = diffusers.UNet2DConditionModel.from_pretrained(tmp_path)
+    assert theirs.config.upcast_attention
+    assert_equal_outputs(*unet_outputs(load(tmp_path), theirs))
+
+
 UNET_REFUSED = {
     "act_fn": "gelu",
     "addition_embed_type": "text",
@@ -276,7 +309,7 @@ UNET_REFUSED = {
     "class_embed_type": "timestep",
     "conv_in_kernel": 1,
     "conv_out_kernel": 1,
-    "cross_attention_dim": [12, 12],
+    "cross_attention_dim": [12, 24],
     "cross_attention_norm": "layer_norm",
     "down_block_types": ["AttnDownBlock2D", "DownBlock2D"],
     "downsample_padding": 0,
@@ -306,9 +339,8 @@ UNET_REFUSED = {
     "time_embedding_dim": 64,
     "time_embedding_type": "fourier",
     "timestep_post_act": "silu",
-    "transformer_layers_per_block": 2,
+    "transformer_layers_per_block": [1, 2],
     "up_block_types": ["UpBlock2D", "UpBlock2D"],
-    "upcast_attention": True,
     "use_linear_projection": None,
     "an_option_of_tomorrow": 1,
 }
@@ -547,6 +579,43 @@ def test_a_schedule_saved_by_diffusers_opens_here(tmp_path, sampler):
     )
     scheduler.save_pretrained(tmp_path)
     assert load_schedule(tmp_path) == ScheduleConfig("scaled_linear", 400, 0.001, 0.02, prediction="velocity")
+
+
+def with_betas() -> dict[str, dict]:
+    """The defaults of every scheduler of `diffusers` that has a noise schedule of betas, as ours has."""
+    signatures = {name: inspect.signature(getattr(diffusers, name).__init__).parameters
+                  for name in dir(diffusers) if name.endswith("Scheduler") and not name.startswith("Flax")}  # fmt: skip
+    return {
+        name: {key: option.default for key, option in options.items() if key != "self"}
+        for name, options in signatures.items()
+        if "beta_schedule" in options
+    }
+
+
+def read_schedule(folder, **options) -> ScheduleConfig | str:
+    (folder / "scheduler_config.json").write_text(json.dumps(options))
+    try:
+        return load_schedule(folder)
+    except UserError as error:
+        return str(error)
+
+
+def test_an_option_left_out_means_what_its_scheduler_means(tmp_path):
+    """A DDIMScheduler without clip_sample clips; a HeunDiscreteScheduler without betas has those of its own."""
+    known = {"beta_start", "beta_end", "beta_schedule", "clip_sample", "num_train_timesteps", "prediction_type",
+             "rescale_betas_zero_snr", "thresholding", "trained_betas"}  # fmt: skip
+    for name, defaults in with_betas().items():
+        defaults = {key: value for key, value in defaults.items() if key in known}
+        left_out = read_schedule(tmp_path, _class_name=name)
+        written = read_schedule(tmp_path, _class_name=name, **defaults)
+        refused_alike = isinstance(left_out, str) and f"which {name} means where it is left out" in left_out
+        assert left_out == written or (refused_alike and isinstance(written, str)), name
+        assert defaults.get("clip_sample") is not True or refused_alike, name
+
+
+@pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "Mine", 3, ["DDIMScheduler"]])
+def test_a_scheduler_of_another_kind_of_noise_is_refused(tmp_path, name):
+    assert "whose noise schedule is not implemented here" in read_schedule(tmp_path, _class_name=name)
 
 
 @pytest.mark.parametrize("kind", ["linear", "scaled_linear", "cosine"])

@@ -9,6 +9,7 @@ import torch
 
 # Characters that break a line or cannot be written: control codes, line separators, surrogates (bytes not in UTF-8).
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+LONGEST = 2000  # characters of a sentence: three names of files at their longest, and what is said of them
 SEE_MEMCHECK = "python -m train.memcheck shows what takes how much"
 FULL = "out of memory: "
 # Where memory has run out: what errors say that are neither torch.OutOfMemoryError nor MemoryError, and who says it.
@@ -31,7 +32,13 @@ NO_MEMORY = {
 
 
 class UserError(Exception):
-    """Bad input. Commands print the message, one sentence that says what is wrong, where, and what to do about it."""
+    """Bad input. Commands print the message, one sentence that says what is wrong, where, and what to do about it.
+
+    It is bounded, whatever stands in a file or is given as a value.
+    """
+
+    def __init__(self, sentence: str):
+        super().__init__(shortened(sentence))
 
 
 class Stopped(Exception):
@@ -83,6 +90,11 @@ def nearest(word: str, words: Iterable[str]) -> str:
 def some(names: list[str], most: int = 3) -> str:
     """At most `most` of the names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def shortened(text: str, most: int = LONGEST) -> str:
+    """The text without its middle, where it has more than `most` characters."""
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
 
 
 def one_line(text: str) -> str:

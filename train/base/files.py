@@ -8,6 +8,7 @@ import pickle
 import re
 import struct
 import warnings
+import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,11 +17,13 @@ import torch
 from torch import Tensor
 
 from train.base.errors import UserError, require
+from train.base.first_bytes import disguise, not_numbers, open_file
+from train.base.units import in_units
 
 # What torch.load and load_state_dict raise for a file that is cut off, altered or of another kind.
 LOAD_ERRORS = (
     RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, EOFError,
-    OSError, struct.error,
+    OSError, struct.error, zipfile.BadZipFile,
 )  # fmt: skip
 
 # What file systems say that cannot sync a folder, such as some on a network; the renames in it are theirs to keep.
@@ -84,15 +87,18 @@ def as_json(value: dict) -> str:
 
 def read_json(path: Path) -> dict:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        with open_file(path) as file:
+            value = json.loads(file.read())
     except FileNotFoundError:
         deeper = [place.parent for place in path.parent.glob(f"*/{path.name}")]  # such as final_model in a run
         hint = f" (did you mean {deeper[0]}?)" if len(deeper) == 1 else ""
         raise UserError(f"{path}: there is no such file{hint}") from None
     except NotADirectoryError:
         raise UserError(f"{path.parent}: is a file; give the folder of a saved model") from None
-    except (ValueError, RecursionError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: {disguise(path) or f'cannot be read as JSON ({error})'}") from error
     require(isinstance(value, dict), f"{path}: must hold a JSON object, not {type(value).__name__}")
     return value
 
@@ -100,6 +106,8 @@ def read_json(path: Path) -> dict:
 def load_tensors(path: Path) -> dict:
     """Load what `torch.save` wrote, tensors and plain containers only: code in the file is never run."""
     try:
+        wrong = not_numbers(path) or _compressed(path)
+        require(not wrong, f"{path}: {wrong}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of old kinds of storage in a damaged file
             value = torch.load(path, map_location="cpu", weights_only=True)
@@ -112,6 +120,16 @@ def load_tensors(path: Path) -> dict:
         raise UserError(f"{path}: truncated, or not a file of tensors; save or copy it again") from error
     require(isinstance(value, dict), f"{path}: must hold a dictionary of tensors, not {type(value).__name__}")
     return value
+
+
+def _compressed(path: Path) -> str:
+    """What is wrong with an archive that would take more memory than it has bytes; torch.save compresses nothing."""
+    if not zipfile.is_zipfile(path):  # of torch before 1.6
+        return ""
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(record.file_size for record in archive.infolist())
+    larger = unpacked > path.stat().st_size
+    return f"is a compressed archive, of {in_units(unpacked)} unpacked; save it again with torch.save" if larger else ""
 
 
 def sync_folder(folder: Path) -> None:
@@ -128,7 +146,7 @@ def sync_folder(folder: Path) -> None:
 
 def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal digits."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from train.base import processes
-from train.base.errors import SEE_MEMCHECK, Stopped, UserError, nearest, one_line, out_of_memory, require
+from train.base.errors import SEE_MEMCHECK, Stopped, UserError, nearest, one_line, out_of_memory, require, shortened
 from train.base.names import expanded
 from train.base.progress import say
 from train.config.load import CONFIGS, describe
@@ -173,6 +173,6 @@ def in_a_sentence(error: Exception) -> str:
     """What the user is told about bad input, an error of the system or memory that ran out; "" for a bug."""
     if isinstance(error, UserError | OSError):  # an error of the system is such as a full disk
         where = f"{error.filename}: " if getattr(error, "filename", None) else ""
-        return one_line(f"{where}{getattr(error, 'strerror', None) or error}")
+        return one_line(shortened(f"{where}{getattr(error, 'strerror', None) or error}"))
     reason = out_of_memory(error)
     return reason and f"{reason}; {SEE_MEMCHECK}"

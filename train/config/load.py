@@ -22,13 +22,15 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from train.base.errors import UserError, nearest, require
+from train.base.first_bytes import open_file
 from train.base.names import PathText, expanded
 
 T = TypeVar("T")
 
+MAX_BYTES, MAX_PIECES = 250_000, 5_000  # of a file; keys, values and brackets in it: PyYAML takes a second for more
 MAX_DEPTH = 20  # of nested lists and mappings; PyYAML's composer recurses, so this also bounds its stack
 INT = re.compile(r"[-+]?(0|[1-9][0-9_]{,24})")  # bounded: int() refuses very long text
-FLOAT = re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+FLOAT = re.compile(r"[-+]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 NOT_FINITE = re.compile(r"[-+]?\.?(inf|nan)", re.IGNORECASE)
 BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 UNWRITABLE = re.compile(r"[\0\ud800-\udfff]")  # NUL and surrogates: no file's name or text can hold them
@@ -159,7 +161,10 @@ def _read_with_bases(
 
 def _read_file(path: Path, asked_by: str) -> Node:
     try:
-        text = path.read_bytes().decode("utf-8")
+        with open_file(path) as file:
+            content = file.read(MAX_BYTES + 1)
+        require(len(content) <= MAX_BYTES, f"{asked_by}{path} has more than {MAX_BYTES:,} bytes; give a config's file")
+        text = content.decode("utf-8")
     except FileNotFoundError:
         near = nearest(path.name, (other.name for other in path.parent.glob("*.yaml")))
         raise UserError(f"{asked_by}{path} does not exist{near}") from None
@@ -189,8 +194,10 @@ def _compose(text: str, where: Callable[[int], str]) -> Node | None:
     """YAML text to a Node; None where it holds nothing. `where` turns a line number, from 0, into an origin."""
     try:
         depth = 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):  # a flat list, seen before the composer, which recurses
+        # A flat list, seen before the composer, which recurses.
+        for pieces, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
             line = where(event.start_mark.line)
+            require(pieces < MAX_PIECES, f"{line}: more than {MAX_PIECES:,} keys and values; give a config's file")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             require(depth <= MAX_DEPTH, f"{line}: more than {MAX_DEPTH} levels of nesting")
             plain = not (getattr(event, "anchor", None) or getattr(event, "tag", None))

@@ -7,15 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from train.base.files import replacing, writing
+from train.base.optional import optional
 from train.base.processes import rank
 from train.data.images import save_picture
 from train.runs.pictures import line_chart
 
-try:
-    from torch.utils.tensorboard import SummaryWriter
-except ImportError:  # optional
-    SummaryWriter = None
-
+tensorboard = optional("torch.utils.tensorboard", "tensorboard")
 METRICS = "metrics.jsonl"
 
 
@@ -36,7 +33,7 @@ class RunLog:
         ]
         with replacing(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
-        self.tensorboard = SummaryWriter(folder / "tensorboard", purge_step=start_step + 1) if SummaryWriter else None
+        self.tensorboard = tensorboard and tensorboard.SummaryWriter(folder / "tensorboard", purge_step=start_step + 1)
 
     def write(self, step: int, **values: float) -> None:
         if not self.writes:
@@ -83,13 +80,22 @@ class Speed:
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The metrics in a file, a dictionary for each line; none where there is no file."""
+    """The metrics in a file, a dictionary for each line; none where there is no file.
+
+    What is no line of metrics is left out: half a line of a process that was killed, or what somebody wrote into it.
+    """
     if not path.is_file():
         return []
     lines = []
-    for text in path.read_text().splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(text))
-        except ValueError:  # the process was killed while it wrote this line
+            line = json.loads(text)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(line, dict) and type(line.get("step")) is int and _is_number(line["step"]):
+            lines.append({name: value for name, value in line.items() if _is_number(value)})
     return lines
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)

@@ -32,6 +32,7 @@ UNET: Fields = {
     "norm_num_groups": ("norm_groups", 32, int),
     "class_embed_type": COMPUTED,
     "projection_class_embeddings_input_dim": COMPUTED,
+    "upcast_attention": COMPUTED,
 }
 VAE: Fields = {
     "sample_size": ("sample_size", None, int | None),
@@ -74,7 +75,7 @@ UNET_ONLY = {
     "resnet_out_scale_factor": 1.0, "resnet_skip_time_act": False, "resnet_time_scale_shift": "default",
     "reverse_transformer_layers_per_block": None, "time_cond_proj_dim": None, "time_embedding_act_fn": None,
     "time_embedding_dim": None, "time_embedding_type": "positional", "timestep_post_act": None,
-    "transformer_layers_per_block": 1, "upcast_attention": False,
+    "transformer_layers_per_block": 1,
 }  # fmt: skip
 VAE_ONLY = {
     "act_fn": "silu", "latents_mean": None, "latents_std": None, "mid_block_add_attention": True,
@@ -92,6 +93,24 @@ SCHEDULE_IGNORED = {
     "use_exponential_sigmas", "use_karras_sigmas", "use_lu_lambdas", "variance_type",
 }  # fmt: skip
 
+# The schedulers of `diffusers` whose files are read, by what their options mean where they are left out, if it is not
+# what SCHEDULE says. Others have other noise schedules.
+STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012}
+SCHEDULERS: dict[str | None, dict] = {
+    None: {},
+    **{f"{name}Scheduler": {} for name in (
+        "DEISMultistep", "DPMSolverMultistep", "DPMSolverMultistepInverse", "DPMSolverSinglestep",
+        "EulerAncestralDiscrete", "EulerDiscrete", "LMSDiscrete", "PNDM", "SASolver", "UniPCMultistep")},
+    **{f"{name}Scheduler": {"clip_sample": True} for name in (
+        "DDIM", "DDIMInverse", "DDIMParallel", "DDPM", "DDPMParallel", "RePaint")},
+    **{f"{name}Scheduler": STABLE_DIFFUSION for name in (
+        "DPMSolverSDE", "HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete")},
+    **{f"{name}Scheduler": STABLE_DIFFUSION | {"beta_schedule": "scaled_linear"} for name in ("LCM", "TCD")},
+    **{f"{name}Scheduler": STABLE_DIFFUSION | {"beta_schedule": "scaled_linear", "clip_sample": True} for name in (
+        "CogVideoXDDIM", "CogVideoXDPM")},
+    "UnCLIPScheduler": {"beta_schedule": "squaredcos_cap_v2", "clip_sample": True},
+}  # fmt: skip
+
 BETA_SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 PREDICTIONS = {"noise": "epsilon", "x0": "sample", "velocity": "v_prediction"}
 
@@ -104,13 +123,29 @@ class Options:
         values = read_json(path)
         self.class_name = values.get("_class_name")
         self.values = {key: value for key, value in values.items() if not key.startswith("_")}
+        self.implied: set[str] = set()
 
     def take(self, key: str, default, kind):
-        """The option's value, a list as a tuple; UserError unless it is of the annotation `kind`."""
+        """The option's value, a list as a tuple; UserError unless it is of the annotation `kind`.
+
+        A list of equal values, one for each level or side, is the value where the option takes one.
+        """
         value = self.values.pop(key, default)
-        value = tuple(value) if isinstance(value, list) else value
-        require(_is_a(kind, value), f"{self.path}: {key}={value!r} is not implemented here")
+        if isinstance(value, list):
+            first, *others = value or [None]
+            same = value and _is_a(kind, first) and all(type(item) is type(first) and item == first for item in others)
+            value = first if same else tuple(value)
+        require(_is_a(kind, value), f"{self.path}: {self._shown(key, value)} is not implemented here")
         return value
+
+    def imply(self, defaults: dict) -> None:
+        """What options that are left out mean, where it depends on the class that the file is of."""
+        self.implied = defaults.keys() - self.values.keys()
+        self.values = defaults | self.values
+
+    def _shown(self, key: str, value: object) -> str:
+        implied = f", which {self.class_name} means where it is left out," if key in self.implied else ""
+        return f"{key}={value!r}{implied}"
 
     def take_fields(self, fields: Fields) -> dict:
         return {ours: self.take(option, *wanted) for option, (ours, *wanted) in fields.items() if ours}
@@ -124,8 +159,8 @@ class Options:
 
     def take_only(self, key: str, implemented) -> None:
         """Take an option for which only this value is implemented."""
-        value = self.take(key, implemented, object)
-        only = f"{self.path}: {key}={value!r} is not implemented here (only {implemented!r} is)"
+        value = self.take(key, implemented, tuple[object, ...] if isinstance(implemented, tuple) else object)
+        only = f"{self.path}: {self._shown(key, value)} is not implemented here (only {implemented!r} is)"
         require(value == implemented, only)
 
     def finish(self, implemented: dict) -> None:
@@ -164,6 +199,7 @@ def unet_to_diffusers(config: UNetConfig) -> dict:
         up_block_types=["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)],
         class_embed_type="simple_projection" if embeds else None,
         projection_class_embeddings_input_dim=config.cross_attention_dim if embeds else None,
+        upcast_attention=False,
     )  # fmt: skip
 
 
@@ -181,6 +217,7 @@ def unet_from_diffusers(options: Options) -> UNetConfig:
     implemented = embedding in (None, "simple_projection")
     require(implemented, f"{path}: class_embed_type={embedding!r} is not implemented here")
     options.take_only("projection_class_embeddings_input_dim", values["cross_attention_dim"] if embedding else None)
+    options.take("upcast_attention", False, bool)  # concerns half precision, not what is computed
     config = UNetConfig(**values, cross_attention=attends, condition_in_time_embedding=embedding is not None)
     options.finish(UNET_ONLY)
     return config
@@ -228,6 +265,10 @@ def schedule_to_diffusers(config: ScheduleConfig) -> dict:
 
 
 def schedule_from_diffusers(options: Options) -> ScheduleConfig:
+    name = options.class_name
+    known = (name is None or isinstance(name, str)) and name in SCHEDULERS
+    require(known, f"{options.path}: _class_name is {name!r}, whose noise schedule is not implemented here")
+    options.imply(SCHEDULERS[name])
     for key in SCHEDULE_IGNORED:
         options.take(key, None, object)
     config = ScheduleConfig(

@@ -6,6 +6,7 @@
 Models are folders that `diffusers` opens (train/runs/model_folder.py). The whole folder is replaced at once.
 """
 
+from collections import Counter
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from train.base.names import composed
 from train.config.schema import Config
 from train.data.dataset import UserImages
 from train.data.split import Split, save_split
-from train.runs import model_folder
+from train.runs import model_folder, weights
 from train.runs.folder import CONFIG, SPLIT, save_config
 
 NAME = "final_model"
@@ -32,7 +33,7 @@ USERS = "users.json"
 
 
 def _replacing(folder: Path) -> AbstractContextManager[Path]:
-    return replacing_folder(folder, stale=f"{model_folder.WEIGHTS}.*")  # an earlier model's, perhaps in another format
+    return replacing_folder(folder, stale=f"{weights.WEIGHTS}.*")  # an earlier model's, perhaps in another format
 
 
 # ---- VAE
@@ -164,8 +165,9 @@ def load_users(folder: Path) -> list[str]:
     require(listed, f"{path}: 'users' must be a list of names")
     require(names, f"{path}: names no user")
     names = [composed(name) for name in names]
+    counts = Counter(names)
     for name in names:  # the folders into which a user's images are written
         is_a_name = Path(name).name == name and name not in ("", ".", "..") and not CONTROL.search(name)
         require(is_a_name, f"{path}: the user {name!r} is not the name of a folder")
-        require(names.count(name) == 1, f"{path}: the user {name!r} stands there twice")
+        require(counts[name] == 1, f"{path}: the user {name!r} stands there twice")
     return names

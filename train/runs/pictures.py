@@ -18,6 +18,7 @@ INK, PAPER, RULE = (30, 30, 30), (255, 255, 255), (222, 222, 222)
 COLOURS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 127, 14))
 # Pixels: between the images of a grid; height of a line of text; least side of an image; width of the widest label.
 GAP, LINE, LEAST, LABEL = 2, 16, 64, 160
+LARGEST = 1e100  # of a curve: of larger values the difference, of smaller ones the logarithm, may be no number
 LEFT, RIGHT, TOP, BOTTOM, INSET = 60, 16, 24, 24, 8  # pixels: around the panels of a chart; around the curves in one
 
 
@@ -119,9 +120,9 @@ Curves = dict[str, Sequence[tuple[int, float]]]
 def line_chart(title: str, panels: Sequence[Curves], width: int = 720, height: int = 220) -> Image.Image:
     """Panels, each `height` pixels high, one below the other, of curves of (x, y) points over one axis of whole x.
 
-    Points whose y is not finite are left out, and so is a panel without any others; a single point is a dot.
+    Points whose y is not finite, or beyond all measure, are left out, and so is a panel without any others; a single point is a dot.
     """
-    panels = [{name: [p for p in curve if math.isfinite(p[1])] for name, curve in panel.items()} for panel in panels]
+    panels = [{name: [p for p in curve if abs(p[1]) < LARGEST] for name, curve in panel.items()} for panel in panels]
     panels = [panel for panel in panels if any(panel.values())]
     canvas = Image.new("RGB", (width, TOP + len(panels) * height + BOTTOM), PAPER)
     brush = ImageDraw.Draw(canvas)
@@ -156,7 +157,7 @@ def paint_panel(brush: ImageDraw.ImageDraw, curves: list, column: Callable, box:
     if low == high:  # a constant curve, drawn in the middle
         half = abs(low) / 2 or 0.5
         low, high = low - half, high + half
-    logarithmic = low > 0 and high > 10 * low
+    logarithmic = low > 1 / LARGEST and high > 10 * low
     scale = math.log10 if logarithmic else float
     ticks = decade_ticks(low, high) if logarithmic else linear_ticks(low, high)
     y0, y1 = scale(ticks[0]), scale(ticks[-1])
