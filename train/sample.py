@@ -13,6 +13,7 @@ from train.base.errors import nearest, require, some
 from train.base.processes import on_main
 from train.base.units import counted
 from train.config import cli
+from train.config.sections import DataConfig
 from train.data.images import save_picture
 from train.data.split import training_images
 from train.engine.device import pick_device
@@ -58,10 +59,17 @@ def main(argv: list[str] | None = None) -> None:
     wanted = [(user, number) for user in users for number in range(num_images)]
     paths = image_paths(folder, names, wanted)
     there = fill(trained, config.sampling, args.seed, paths)
-    on_main(lambda: save_picture(overview(folder, names, config.data), folder / "grid.png"))
+    shown = on_main(lambda: save_overview(folder, names, config.data))
     already = f" ({there} there already)" if there else ""
     said = f"{counted(len(paths), 'image')} of {counted(len(users), 'user')} in {folder}{already}"
-    print(f"{said}; in one picture: {folder}/grid.png")
+    print(f"{said}; {shown}in one picture: {folder}/grid.png")
+
+
+def save_overview(folder: Path, names: list[str], config: DataConfig) -> str:
+    """Save a picture of the folder's images; in words, how many of them it shows where that is not all."""
+    picture, shown = overview(folder, names, config)
+    save_picture(picture, folder / "grid.png")
+    return shown
 
 
 def images_of_each(args: argparse.Namespace) -> int:

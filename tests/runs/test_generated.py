@@ -3,14 +3,16 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from train.base.errors import UserError
 from train.base.files import read_json
-from train.config.sections import GenerationConfig
-from train.runs.generated import claim_folder, default_folder, settings_of
+from train.config.sections import DataConfig, GenerationConfig
+from train.runs.generated import claim_folder, default_folder, layout, overview, settings_of
 
 SAMPLING = GenerationConfig(steps=4, guidance_interval=(0.1, 5.0), batch_size=4)
 MODEL = Path("runs/ldm/final_model")
@@ -62,3 +64,42 @@ def test_a_folder_goes_on_with_its_own_settings_only(tmp_path, models):
     with pytest.raises(UserError, match="is not an empty folder, nor one of generated images"):
         claim_folder(tmp_path / "data", tmp_path, settings)
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def picture_of(folder, counts: dict[str, int]):
+    """The overview of a folder of so many images of each user, all of one colour of the user's, and its words."""
+    for grey, (name, count) in enumerate(counts.items(), start=1):
+        (folder / name).mkdir()
+        for number in range(count):
+            Image.new("RGB", (64, 64), (40 * grey,) * 3).save(folder / name / f"generated_{number:03d}.png")
+    return overview(folder, list(counts), DataConfig("none", resolution=64))
+
+
+def test_many_images_of_one_user_are_a_square_not_a_strip(tmp_path):
+    picture, words = picture_of(tmp_path, {"ID1": 50})
+    shown = sum(count for count, grey in picture.convert("L").getcolors() if grey == 40) / 64**2
+    assert shown == 50
+    assert picture.height <= picture.width < 1.5 * picture.height
+    assert words == ""
+
+
+def test_every_user_has_lines_of_its_own(tmp_path):
+    picture, _ = picture_of(tmp_path, {"ID1": 7, "ID2": 1, "ID3": 2})
+    first = np.asarray(picture.convert("L"))[33::68, picture.width - 4 * 68 + 33]
+    assert first.tolist() == [40, 40, 80, 120]
+
+
+def test_what_a_picture_leaves_out_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("train.runs.generated.GRID_COLUMNS", 2)
+    monkeypatch.setattr("train.runs.generated.GRID_LINES", 2)
+    picture, words = picture_of(tmp_path, {"ID1": 3, "ID2": 1, "ID3": 2})
+    assert words == "3 of the folder's 6 images "
+    assert picture.height == 2 * 68
+
+
+@pytest.mark.parametrize("counts", [[1], [5] * 31, [200], [1000], [200] * 31, [5] * 100, [3000, 5], [5, 0, 7]])
+def test_a_picture_has_at_most_31_lines_of_30_images(counts):
+    columns, lines = layout(counts)
+    there = sum(min(lines, -(-count // columns)) for count in counts[:31])
+    assert 1 <= columns <= 30
+    assert 1 <= there <= 31
