@@ -28,6 +28,7 @@ from train.judge.interval import between_seeds, over_recordings
 from train.judge.labelled import Labelled
 from train.judge.material import labelled, real_images
 from train.judge.pool import Training, steps_enough, train_all
+from train.judge.sight import is_blind
 from train.judge.verdict import of_a_difference
 from train.runs.final_model import TrainedLDM
 from train.runs.generated import SEED, settings_of
@@ -115,9 +116,16 @@ def choose_now(model: Path, config: Config, trained: TrainedLDM, key: dict, path
     chosen = best(tried, recordings)
     write_json(path, {"guidance": chosen.guidance, "tried": {f"{one.guidance:g}": one.accuracy for one in tried},
                       "images_per_user": each, "of": key})  # fmt: skip
+    highest = max(tried, key=lambda one: one.accuracy)
     accuracies = ", ".join(f"{percent(one.accuracy)} with {one.guidance:g}" for one in tried)
-    print(f"guidance {chosen.guidance:g} serves a classifier: judges that learn from {each} generated images per user "
-          f"recognise of the real training images {accuracies} ({path})")  # fmt: skip
+    said = (f"judges that learn from {each} generated images per user recognise of the real training images "
+            f"{accuracies}")  # fmt: skip
+    chance = float(real.users.bincount().max()) / len(real)
+    if is_blind(over_recordings(highest.right, recordings), chance):
+        print(f"guidance {chosen.guidance:g} is taken, the smallest: {said}, which is not above chance "
+              f"({percent(chance)}), so that they can tell nothing about guidance ({path})")  # fmt: skip
+    else:
+        print(f"guidance {chosen.guidance:g} serves a classifier: {said} ({path})")
     return chosen.guidance
 
 
