@@ -196,7 +196,8 @@ def test_judging_takes_its_share_of_the_time_and_no_more():
 @pytest.mark.parametrize("hours", [0.0, 1.0])
 def test_a_validation_judges_where_there_is_time(tmp_path, capsys, hours):
     made = stage(tmp_path)
-    made.judging.began -= 3600 * hours
+    made.judging = TimeShare(SHARE, iter([0.0]).__next__)
+    made.judging.clock = lambda: 3600 * hours
     found = [made.validate(Painted(grey), step, None) for step in (1, 2)]
     said = capsys.readouterr().err
     if hours:

@@ -1,5 +1,6 @@
 """A folder of generated images is named after what decides them, and after nothing else."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import nn
 from train.base.errors import UserError
 from train.base.files import read_json
 from train.config.sections import DataConfig, GenerationConfig
-from train.runs.generated import claim_folder, default_folder, layout, overview, settings_of
+from train.runs.generated import claim_folder, default_folder, folder_to_judge, layout, overview, settings_of
 
 SAMPLING = GenerationConfig(steps=4, guidance_interval=(0.1, 5.0), batch_size=4)
 MODEL = Path("runs/ldm/final_model")
@@ -64,6 +65,26 @@ def test_a_folder_goes_on_with_its_own_settings_only(tmp_path, models):
     with pytest.raises(UserError, match="is not an empty folder, nor one of generated images"):
         claim_folder(tmp_path / "data", tmp_path, settings)
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_any_folder_of_images_by_user_can_be_judged(tmp_path):
+    """Where its report belongs: beside images of this model, and else beside the model."""
+    images, model = tmp_path / "theirs", tmp_path / "ldm/final_model"
+    (images / "ID1").mkdir(parents=True)
+    (images / "ID1/a photo.JPG").touch()
+    settings = {"weights": "abc"}
+
+    def place() -> Path:
+        return folder_to_judge(model, settings, images, tmp_path / "data", ["ID1", "ID2"])[1]
+
+    beside_the_model = tmp_path / "ldm/evaluations/theirs"
+    assert place() == beside_the_model
+    for written, where in (({"steps": 30}, beside_the_model), (settings, images)):
+        (images / "settings.json").write_text(json.dumps(written))
+        assert place() == where
+    (images / "settings.json").write_text(json.dumps({"weights": "def"}))
+    with pytest.raises(UserError, match="another model made"):
+        place()
 
 
 def picture_of(folder, counts: dict[str, int]):

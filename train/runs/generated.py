@@ -117,10 +117,11 @@ def folder_to_judge(
     require(other, f"{folder}: holds the real images; give the folder of generated ones as --images")
     there = any(path.suffix.lower() in SUFFIXES for user in users for path in (folder / user).glob("*"))
     require(there, f"{folder}: holds no image of a user of {model}; make some {command}")
-    made_with = next((folder / name for name in (SETTINGS, AUGMENTED) if (folder / name).is_file()), None)
-    if not made_with:
+    files = [folder / name for name in (SETTINGS, AUGMENTED) if (folder / name).is_file()]
+    weights = next((made_with["weights"] for made_with in map(read_json, files) if "weights" in made_with), None)
+    if not weights:  # another program's images, whatever its settings.json holds
         return folder, model.parent / "evaluations" / folder.resolve().name
-    same = read_json(made_with).get("weights") == settings["weights"]
+    same = weights == settings["weights"]
     require(same, f"{folder}: holds images that another model made than {model}; give theirs as --model, or make new "
             f"ones {command}")
     return folder, folder
