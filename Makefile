@@ -6,11 +6,21 @@
 #   OUT=runs/mine                where results go            (default: runs/<name of the config>)
 #   ARGS="--num_epochs 10"       more flags for the named command only, not for what has to be made before it
 #   VENV=                        empty: use the Python that is there, with the torch that it has
+#
+# `~` and `$NAME` in CONFIG, DATA and OUT mean what they mean to a shell: in OUT the shell replaces them, in the others,
+# which are handed on in the environment, the commands do.
 
 CONFIG ?= configs/demo.yaml
+MEMORY := $(if $(filter file,$(origin CONFIG)),configs/medium.yaml)
+override export CONFIG := $(value CONFIG)
+override export DATA := $(value DATA)
+override export RECORDING := $(value RECORDING)
 NAME   := $(basename $(notdir $(CONFIG)))
-OUT    ?= runs/$(NAME)
-DATA   ?=
+ifdef OUT
+override OUT := $(patsubst ~/%,$(HOME)/%,$(shell set -u; printf %s "$(value OUT)"))
+else
+OUT    := runs/$(NAME)
+endif
 ARGS   ?=
 VENV   ?= .venv
 TORCH  ?= torch==2.13.0
@@ -22,13 +32,12 @@ VAE     := $(OUT)/vae/final_model/config.json
 MODEL   := $(OUT)/ldm/final_model
 # What is not given is the config's matter and not passed on. The built-in data set is made where DATA or the config
 # means it; made for nothing, for a config that has its data.dir from a base of its own, it does no harm.
-OTHER   := $(if $(DATA),,$(shell grep -sE '(^|[ {])dir:' "$(CONFIG)" | grep -v data/simulated))
+OTHER   := $(if $(DATA),,$(shell grep -sE '(^|[ {])dir:' "$(patsubst ~/%,$(HOME)/%,$(CONFIG))" | grep -v data/simulated))
 IMAGES  := $(if $(OTHER)$(filter-out $(abspath data/simulated),$(abspath $(DATA))),,data/simulated)
-override export RECORDING := $(value RECORDING)
-GIVEN   = $(if $(DATA),--data_dir "$(DATA)") $(if $(RECORDING),--set "data.recording_pattern=$$RECORDING")
-COMMON  = --config "$(CONFIG)" $(GIVEN)
+GIVEN   = $(if $(DATA),--data_dir "$$DATA") $(if $(RECORDING),--set "data.recording_pattern=$$RECORDING")
+COMMON  = --config "$$CONFIG" $(GIVEN)
 # A VAE that has been begun goes on as it was begun, whatever ARGS it had then.
-BEGUN   = --config "$(or $(wildcard $(OUT)/vae/config.yaml),$(CONFIG))" $(GIVEN)
+BEGUN   = --config "$(or $(wildcard $(OUT)/vae/config.yaml),$$CONFIG)" $(GIVEN)
 
 ifneq ($(words $(OUT)),1)
 $(error OUT is "$(OUT)", where Make can make nothing: give an OUT=folder without spaces)
@@ -61,9 +70,8 @@ data/simulated: | $(READY)
 check: $(READY) $(IMAGES)  ## do VAE, UNet, data and device fit together? one line each
 	$(PYTHON) -m train.check $(COMMON) --vae_path $(dir $(VAE)) --output_dir $(OUT)/ldm $(ARGS)
 
-memcheck: CONFIG = configs/medium.yaml
 memcheck: $(READY)  ## the memory of a training step, by component (configs/medium.yaml; no GPU needed)
-	$(PYTHON) -m train.memcheck --config "$(CONFIG)" $(ARGS)
+	$(PYTHON) -m train.memcheck --config "$(or $(MEMORY),$$CONFIG)" $(ARGS)
 
 train-vae: $(READY) $(IMAGES)  ## train the VAE, or go on training it
 	$(PYTHON) -m train.vae $(COMMON) --output_dir $(OUT)/vae $(ARGS)
@@ -87,7 +95,7 @@ augment: $(READY)  ## real training images and generated ones in one folder, for
 	$(PYTHON) -m train.augment --model $(MODEL) $(ARGS)
 
 bench: $(TOOLS)  ## speed of the UNet against that of diffusers, interleaved
-	$(PYTHON) -m train.bench --config "$(CONFIG)" $(ARGS)
+	$(PYTHON) -m train.bench --config "$$CONFIG" $(ARGS)
 
 test: $(TOOLS)  ## run the tests
 	$(PYTHON) -m pytest -q $(ARGS)

@@ -39,3 +39,13 @@ def guided(
         return output_u + scale * (output_c - output_u)
 
     return denoise
+
+
+def mixed(coarse: Denoiser, fine: Denoiser, above: float) -> Denoiser:
+    """A denoiser that is `coarse` at noise levels sigma/alpha > above, and `fine` at the others.
+
+    An image gets its large structures where there is much noise and its details where there is little: with denoisers
+    of two conditions, the ones follow the first and the others the second ("prompt mixing", Patashnik et al. 2023,
+    arXiv 2303.11306).
+    """
+    return lambda x, level: (coarse if level.noise_ratio > above else fine)(x, level)

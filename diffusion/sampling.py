@@ -23,6 +23,7 @@ class SamplingConfig:
 
     steps: number of updates, each with one network call; with "heun" two, except in the last. eta: only for "ddim".
     guidance: scale of classifier-free guidance; 1 is none. guidance_interval: (low, high) in sigma/alpha.
+    mix_above: sigma/alpha above which an image follows the condition of another one; None: never.
     """
 
     sampler: SamplerName = "dpm"
@@ -31,6 +32,7 @@ class SamplingConfig:
     eta: float = 0.0
     guidance: float = 2.0
     guidance_interval: tuple[float, float] | None = None
+    mix_above: float | None = None
 
     def __post_init__(self) -> None:
         require_choice("sampler", self.sampler, SamplerName)
@@ -46,6 +48,8 @@ class SamplingConfig:
         low, high = self.guidance_interval or (0, 1)
         if not 0 <= low < high:
             raise ValueError(f"guidance_interval is {self.guidance_interval}; it must be 0 <= low < high")
+        if self.mix_above is not None and not self.mix_above > 0:
+            raise ValueError(f"mix_above is {self.mix_above}; it must be positive")
 
 
 @dataclass(frozen=True)

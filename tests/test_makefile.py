@@ -14,18 +14,19 @@ ROOT = Path(__file__).parent.parent
 SIMULATE = f"python3 -m train.simulate --output_dir {BUILT_IN}"
 
 
-def make(*arguments: str, makefile: str = f"{ROOT}/Makefile", status: int = 0) -> str:
+def make(*arguments: str, makefile: str = f"{ROOT}/Makefile", status: int = 0, **environment: str) -> str:
     """What is printed by Make in a folder where nothing has been made."""
     line = ["make", "-f", makefile, "VENV=", *arguments]
-    done = subprocess.run(line, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=False)
+    environment = {"PATH": os.environ["PATH"], **environment}
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == status, done.stderr
     return done.stdout + done.stderr
 
 
-def flags(command: str, *arguments: str) -> list[str]:
-    """The words after `python -m train.command` in Make's recipe; variables of the shell stay as they are."""
-    line = next(line for line in make("-n", *arguments).splitlines() if f"-m train.{command} " in line)
-    return shlex.split(line)[3:]
+def flags(command: str, *arguments: str, **environment: str) -> list[str]:
+    """The words that `python -m train.command` gets from Make and the shell."""
+    said = make("-s", "PYTHON=printf '%s\\n' python", *arguments, **environment).split("python\n-m\n")
+    return next(words.split("\n")[1:-1] for words in said if words.startswith(f"train.{command}\n"))
 
 
 @pytest.fixture(autouse=True)
@@ -56,9 +57,26 @@ def test_paths_with_spaces_and_quoted_patterns_are_not_changed():
     Path("my own.yaml").touch()
     given = ["DATA=/my own/images", "RECORDING=it's", "CONFIG=my own.yaml", "OUT=o"]
     assert flags("vae", "train-vae", *given) == [
-        "--config", "my own.yaml", "--data_dir", "/my own/images", "--set", "data.recording_pattern=$RECORDING",
+        "--config", "my own.yaml", "--data_dir", "/my own/images", "--set", "data.recording_pattern=it's",
         "--output_dir", "o/vae",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("environment", [False, True])
+def test_a_home_and_variables_are_the_shells_and_the_commands(tmp_path, environment):
+    """Make would read `$HOME` as `$H` and `OME`. What a command expands, it gets as it was given."""
+    given = {"CONFIG": "~/$NAME.yaml", "DATA": "$HOME/${NAME}s", "OUT": "$HOME/x"}
+    home = {"HOME": str(tmp_path), "NAME": "image"}
+    arguments = [] if environment else [f"{key}={value}" for key, value in given.items()]
+    found = flags("vae", "train-vae", *arguments, **home, **(given if environment else {}))
+    assert found == ["--config", "~/$NAME.yaml", "--data_dir", "$HOME/${NAME}s", "--output_dir", f"{tmp_path}/x/vae"]
+    assert flags("sample", "sample", "OUT=~/y", **home) == ["--model", f"{tmp_path}/y/ldm/final_model"]
+    assert 'OUT is ""' in make("-n", "sample", "OUT=$NOWHERE/x", status=2, **home)
+
+
+@pytest.mark.parametrize(("given", "config"), [([], "configs/medium.yaml"), (["CONFIG=mine.yaml"], "mine.yaml")])
+def test_memcheck_looks_at_medium_unless_told_otherwise(given, config):
+    assert flags("memcheck", "memcheck", *given) == ["--config", config]
 
 
 def test_the_shell_gets_the_recording_pattern_in_the_environment():

@@ -16,23 +16,24 @@ from train.config import cli
 from train.data.split import numbers_of_recordings, training_images
 from train.engine.device import pick_device
 from train.judge.augmented import Choice, Judge, read_made
-from train.judge.guidance import with_its_guidance
+from train.judge.guidance import for_a_classifier
 from train.judge.manifest import verdict, write_data_set
 from train.judge.material import labelled, real_images
 from train.runs.augmented import bring_report, claim_folders, default_augmented, real_files
 from train.runs.final_model import config_path, load_ldm, split_path, trained_users
+from train.runs.folder import locked
 from train.runs.generated import MOST_IMAGES, SEED, default_folder, image_paths, settings_of
 from train.stages.generate import fill
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = cli.make_parser("augment", __doc__.splitlines()[0], "sample")
-    parser.add_argument("--model", type=Path, required=True, help="final_model of an LDM run")
+    parser.add_argument("--model", type=cli.a_path, required=True, help="final_model of an LDM run")
     parser.add_argument("--per_user", "--per-user", type=int, metavar="N",
                         help="generated images of each user (default: as many as the user with most has real ones)")
     parser.add_argument("--sift", action="store_true",
                         help="leave out copies and what looks like somebody else, and make others in their place")
-    parser.add_argument("--images", type=Path,
+    parser.add_argument("--images", type=cli.a_path,
                         help="where the generated images are, or will be, by themselves (default: generated/ beside "
                              "the model)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=SEED)
@@ -43,32 +44,32 @@ def main(argv: list[str] | None = None) -> None:
     config = cli.read_config(args, "sample", default=config_path(args.model), more=cli.SAMPLING)
     device = pick_device()
     trained = load_ldm(args.model, config).to(device)
-    if not cli.gives_guidance(args):
-        config = with_its_guidance(args.model, config, trained, choose=True)
+    config = for_a_classifier(args.model, config, trained, given=cli.gives_guidance(args))
     data, split = real_images(args.model, config)
     real, rows = labelled(data, split.training), split.training.tolist()
     paths = [data.paths[row] for row in rows]
 
-    settings = settings_of(config.sampling, args.seed, (trained.vae, trained.denoiser))
+    settings = settings_of(config.sampling, args.seed, trained)
     images = args.images or default_folder(args.model, settings)
     default = default_augmented(args.model, settings, per_user, args.sift)
-    folder = Path(args.output_dir) if args.output_dir else default
+    folder = Path(config.ldm_training.output_dir) if args.output_dir else default
     origin = {"per_user": per_user, "sift": args.sift, "real_images": tensors_hash([real.images], paths)}
     on_main(lambda: claim_folders(Path(config.data.dir), images, settings, folder, settings | origin))
 
-    judge = Judge(real, numbers_of_recordings(data, rows, config.data), len(names), device)
-    choice = Choice(len(names), per_user, args.sift)
-    wanted = choice.first
-    while wanted:
-        made = image_paths(images, names, wanted)
-        fill(trained, config.sampling, args.seed, made)
-        wanted = on_main(lambda made=made: choice.look_at(list(made), judge(read_made(made, config.data))))
+    with locked(images, "writing"), locked(folder, "writing"):
+        judge = Judge(real, numbers_of_recordings(data, rows, config.data), len(names), device)
+        choice = Choice(len(names), per_user, args.sift)
+        wanted = choice.first
+        while wanted:
+            made = image_paths(images, names, wanted)
+            fill(images, trained, config.sampling, args.seed, made)
+            wanted = on_main(lambda made=made: choice.look_at(list(made), judge(read_made(made, config.data))))
 
-    how = {"seed": args.seed, **{flag: getattr(config.sampling, flag) for flag in cli.SAMPLING}}
-    real_ones = real_files(paths, Path(config.data.dir))
-    for line in on_main(lambda: write_data_set(folder, real_ones, images, names, how, choice)):
-        print(line)
-    report = on_main(lambda: bring_report(None if args.sift else images, folder))
+        how = {"seed": args.seed, **{flag: getattr(config.sampling, flag) for flag in (*cli.SAMPLING, "mix_above")}}
+        real_ones = real_files(paths, Path(config.data.dir))
+        for line in on_main(lambda: write_data_set(folder, real_ones, images, names, how, choice)):
+            print(line)
+        report = on_main(lambda: bring_report(None if args.sift else images, folder))
     if report:
         print(verdict(report))
     elif on_main(lambda: not all(choice.left_out().values())):

@@ -5,6 +5,7 @@ One line for each question; the exit status is 1 if the answer to any is no.
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -22,7 +23,8 @@ from train.engine.precision import native_precision
 from train.engine.step import mean_losses
 from train.runs.checkpoint import require_disk
 from train.runs.final_model import load_frozen_vae, split_path
-from train.runs.folder import shared_split
+from train.runs.folder import SPLIT, shared_split
+from train.runs.generated import refuse_within
 from train.stages.ldm import LDMStage, require_users, vae_folder
 
 T = TypeVar("T")
@@ -63,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     sane = check("latents", check_latents, vae, data, split, device)
     stage = check("models", check_models, config, data, vae, sane, device, precision)
     check("training step", check_step, stage)
-    check("disk", lambda stage: (True, require_disk(stage.training, stage.model)), stage)
+    check("disk", check_disk, stage)
     failed, skipped = ([name for name, found in check.outcomes.items() if found == what] for what in ("FAIL", "skip"))
     more = f"; {len(skipped)} skipped" if skipped else ""
     said = f"{len(failed)} of {len(check.outcomes)} failed: {', '.join(failed)}{more}"
@@ -89,7 +91,8 @@ def check_data(config: Config) -> tuple[UserImages, str]:
 
 
 def check_split(config: Config, data: UserImages) -> tuple[Split, str]:
-    split = shared_split(data, config.data, split_path(vae_folder(config)))
+    own = Path(config.ldm_training.output_dir) / SPLIT
+    split = shared_split(data, config.data, own, split_path(vae_folder(config)))
     by = f"by recording ({config.data.pattern})" if config.data.pattern else "by file"
     return split, f"{split}, {by}"
 
@@ -127,6 +130,11 @@ def check_step(stage: LDMStage) -> tuple[bool, str]:
     grad_norm, loss = learner.clip(), mean_losses(totals)["loss"]
     learner.step(loss, grad_norm)
     return True, f"{images} images forward and backward, loss {loss:.3f}"
+
+
+def check_disk(stage: LDMStage) -> tuple[bool, str]:
+    refuse_within(Path(stage.config.data.dir), Path(stage.training.output_dir))
+    return True, require_disk(stage.training, stage.model)
 
 
 if __name__ == "__main__":

@@ -7,26 +7,26 @@ on. Writes `report.html`, which shows everything, and `evaluation.json`, beside 
 from pathlib import Path
 
 from train.base.errors import require
-from train.base.files import replacing, write_json
 from train.config import cli
-from train.data.images import save_picture
 from train.engine.device import pick_device
 from train.engine.log import METRICS, read_lines
 from train.judge.evaluation import evaluate
-from train.judge.guidance import with_its_guidance
+from train.judge.guidance import for_a_classifier
 from train.judge.material import collect
 from train.judge.pictures import closest_copies, side_by_side
 from train.judge.report import report
 from train.judge.verdict import HARMS, HELPS
+from train.runs.augmented import save_report
 from train.runs.final_model import config_path, load_ldm, trained_users
 from train.runs.generated import SEED, folder_to_judge, settings_of
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = cli.make_parser("evaluate", __doc__.splitlines()[0], "ldm")
-    parser.add_argument("--model", type=Path, required=True, help="final_model of an LDM run")
-    parser.add_argument("--images", type=Path, help="folder of images by user (default: the one train.sample makes)")
-    parser.add_argument("--test_dir", "--test-dir", type=Path, help="real images of other conditions, by user")
+    parser.add_argument("--model", type=cli.a_path, required=True, help="final_model of an LDM run")
+    parser.add_argument("--images", type=cli.a_path,
+                        help="folder of images by user (default: the one train.sample makes)")  # fmt: skip
+    parser.add_argument("--test_dir", "--test-dir", type=cli.a_path, help="real images of other conditions, by user")
     parser.add_argument("--quick", action="store_true", help="fewer arms and seeds")
     parser.add_argument("--seed", type=int, default=SEED)
     args = parser.parse_args(argv)
@@ -34,9 +34,8 @@ def main(argv: list[str] | None = None) -> None:
     names = trained_users(args.model)
     config = cli.read_config(args, "ldm", default=config_path(args.model))
     device, trained = pick_device(), load_ldm(args.model, config)
-    if not cli.gives_guidance(args):
-        config = with_its_guidance(args.model, config, trained, choose=False)
-    settings = settings_of(config.sampling, SEED, (trained.vae, trained.denoiser))
+    config = for_a_classifier(args.model, config, trained, given=cli.gives_guidance(args), choose=False)
+    settings = settings_of(config.sampling, SEED, trained)
     images, output = folder_to_judge(args.model, settings, args.images, Path(config.data.dir), names)
 
     vae = trained.vae.to(device)
@@ -48,11 +47,9 @@ def main(argv: list[str] | None = None) -> None:
     where = {"model": str(args.model), "images": str(images), "test_dir": args.test_dir and str(args.test_dir)}
     judged = {"verdict": verdicts, **where, **found}
 
-    write_json(output / "evaluation.json", judged)
     pictures = {"images": side_by_side(material), "copies": closest_copies(material, judged["copies"]["pairs"])}
-    save_picture(pictures["images"], output / "generated_and_real.png")
-    with replacing(output / "report.html") as temporary:
-        temporary.write_text(report(judged, {name: picture for name, picture in pictures.items() if picture}), "utf-8")
+    page = report(judged, {name: picture for name, picture in pictures.items() if picture})
+    save_report(output, judged, page, pictures["images"])
     for name, sentence in verdicts.items():
         print(f"on {args.test_dir}: {sentence}" if name == "test_dir" else sentence)
     sifting = judged["results"]["held_out"]["sifting"]

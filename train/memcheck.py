@@ -9,7 +9,6 @@ if __name__ == "__main__":
 
 import argparse
 import json
-from pathlib import Path
 
 import torch
 
@@ -35,9 +34,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--gpu", help=f"look at one card, and trace its largest batches themselves: {known}")
     parser.add_argument("--ranks", type=int, default=1, help="cards of a torchrun, which divide each step")
     parser.add_argument("--json", action="store_true", help="print the account for a program, and nothing else")
-    parser.add_argument("--csv", type=a_path, help="write the peak by module to this file")
-    parser.add_argument("--pictures", type=a_path, help="draw the timeline and the modules into this folder")
-    parser.add_argument("--measure", type=a_path, metavar="RECORD.md",
+    parser.add_argument("--csv", type=cli.a_path, help="write the peak by module to this file")
+    parser.add_argument("--pictures", type=cli.a_path, help="draw the timeline and the modules into this folder")
+    parser.add_argument("--measure", type=cli.a_path, metavar="RECORD.md",
                         help="run the steps on the CUDA card that is here, and write how far the predictions were off")
     args = parser.parse_args(argv)  # fmt: skip
     config = cli.read_config(args, args.stage)
@@ -74,12 +73,6 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{report.one_gpu(rows[0])}\n")
     if advice := report.advice(scenario, account, results, gpu):
         print(report.advice_table(advice))
-
-
-def a_path(text: str) -> Path:
-    if not text:  # for example from an unset shell variable
-        raise argparse.ArgumentTypeError("needs a value, not an empty one")
-    return Path(text)
 
 
 def refuse(args: argparse.Namespace, scenario: Scenario) -> None:

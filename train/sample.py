@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from train.base.errors import nearest, require, some
+from train.base.names import composed
 from train.base.processes import on_main
 from train.base.units import counted
 from train.config import cli
@@ -17,8 +18,9 @@ from train.config.sections import DataConfig
 from train.data.images import save_picture
 from train.data.split import training_images
 from train.engine.device import pick_device
-from train.judge.guidance import with_its_guidance
+from train.judge.guidance import for_a_classifier
 from train.runs.final_model import config_path, load_ldm, split_path, trained_users
+from train.runs.folder import locked
 from train.runs.generated import MOST_IMAGES, SEED, claim_folder, default_folder, image_paths, overview, settings_of
 from train.stages.generate import fill
 
@@ -27,7 +29,7 @@ IMAGES = 5  # of each user
 
 def main(argv: list[str] | None = None) -> None:
     parser = cli.make_parser("sample", __doc__.splitlines()[0], "sample")
-    parser.add_argument("--model", type=Path, required=True, help="final_model of an LDM run")
+    parser.add_argument("--model", type=cli.a_path, required=True, help="final_model of an LDM run")
     parser.add_argument("--users", nargs="+", help="names of users (default: all)")
     number = parser.add_mutually_exclusive_group()
     number.add_argument("--num_images", "--num-images", type=int, help=f"images of each user (default: {IMAGES})")
@@ -43,23 +45,25 @@ def main(argv: list[str] | None = None) -> None:
     names = trained_users(args.model)
     num_images = images_of_each(args)
     config = cli.read_config(args, "sample", default=config_path(args.model), more=cli.SAMPLING)
-    for name in args.users or ():
+    asked = [composed(name) for name in args.users or names]
+    for name in asked:
         knows = f"not a user of this model{nearest(name, names)}; it knows {some(names, 8)}"
         require(name in names, f"--users {name!r}: {knows}")
-    users = [names.index(name) for name in dict.fromkeys(args.users or names)]
+    users = [names.index(name) for name in dict.fromkeys(asked)]
 
     device = pick_device()
     trained = load_ldm(args.model, config).to(device)
-    if args.purpose == "augment" and not cli.gives_guidance(args):
-        config = with_its_guidance(args.model, config, trained, choose=True)
-    settings = settings_of(config.sampling, args.seed, (trained.vae, trained.denoiser))
-    folder = Path(args.output_dir) if args.output_dir else default_folder(args.model, settings)
+    if args.purpose == "augment":
+        config = for_a_classifier(args.model, config, trained, given=cli.gives_guidance(args))
+    settings = settings_of(config.sampling, args.seed, trained)
+    folder = Path(config.ldm_training.output_dir) if args.output_dir else default_folder(args.model, settings)
     on_main(lambda: claim_folder(Path(config.data.dir), folder, settings))
 
     wanted = [(user, number) for user in users for number in range(num_images)]
     paths = image_paths(folder, names, wanted)
-    there = fill(trained, config.sampling, args.seed, paths)
-    shown = on_main(lambda: save_overview(folder, names, config.data))
+    with locked(folder, "writing"):
+        there = fill(folder, trained, config.sampling, args.seed, paths)
+        shown = on_main(lambda: save_overview(folder, names, config.data))
     already = f" ({there} there already)" if there else ""
     said = f"{counted(len(paths), 'image')} of {counted(len(users), 'user')} in {folder}{already}"
     print(f"{said}; {shown}in one picture: {folder}/grid.png")

@@ -11,16 +11,17 @@ from pathlib import Path
 from PIL import Image
 
 from train.base.errors import UserError, require
+from train.base.folders import INCOMPLETE
 from train.base.progress import progress
 from train.config import cli
 from train.data import walkers
-from train.runs.folder import is_free
+from train.runs.folder import LOCK, is_free, locked
 
 
 def main(argv: list[str] | None = None) -> None:
     """Writes ID1/rec01_00.png, ...: user, recording, picture. They are to be split by recording."""
     parser = cli.Parser("simulate", __doc__.splitlines()[0])
-    parser.add_argument("--output_dir", "--output-dir", type=Path, required=True)
+    parser.add_argument("--output_dir", "--output-dir", type=cli.a_path, required=True)
     parser.add_argument("--users", type=int, default=31)
     parser.add_argument("--images_per_user", "--images-per-user", type=int, default=100)
     parser.add_argument("--resolution", type=int, default=128)
@@ -35,23 +36,38 @@ def main(argv: list[str] | None = None) -> None:
     require(size <= most, f"--resolution {size}: must be at most {most}, a picture's radar samples")
 
     output = Path(os.path.realpath(args.output_dir))  # follows a link
-    require(is_free(output), f"{args.output_dir}: is not an empty folder; delete it or name another --output_dir")
-    part = output.with_name(f".{output.name}.part")  # renamed when it is complete
-    shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
-    try:
-        part.mkdir(parents=True)
-        people, condition = range(1, args.users + 1), walkers.CONDITIONS[args.condition]
-        made = walkers.simulate(people, args.images_per_user, args.resolution, args.seed, condition)
-        for folder, name, image in progress(made, total=args.users * args.images_per_user, unit="picture"):
-            (part / folder).mkdir(exist_ok=True)
-            Image.fromarray(image).save(part / folder / name, compress_level=3)
-        for hidden in output.glob(".*"):
-            hidden.replace(part / hidden.name)
-        part.replace(output)
-    except OSError as error:
-        raise UserError(f"{args.output_dir}: cannot be made ({error.strerror or error})") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    # A folder that is there, perhaps a mount point, is filled; else the new one is put in its place when it is whole.
+    filled = output.exists()
+    part = output / INCOMPLETE if filled else output.with_name(f".{output.name}.part")
+    require(is_free(output), _taken(args.output_dir))
+    with locked(part, "simulating"):
+        require(is_free(output), _taken(args.output_dir))  # by another process meanwhile
+        try:
+            for left in users(part):  # by a process that was killed
+                shutil.rmtree(left)
+            people, condition = range(1, args.users + 1), walkers.CONDITIONS[args.condition]
+            made = walkers.simulate(people, args.images_per_user, args.resolution, args.seed, condition)
+            for folder, name, image in progress(made, total=args.users * args.images_per_user, unit="picture"):
+                (part / folder).mkdir(exist_ok=True)
+                Image.fromarray(image).save(part / folder / name, compress_level=3)
+            if filled:
+                for folder in users(part):
+                    folder.rename(output / folder.name)
+            else:
+                part.rename(output)
+                (output / LOCK).unlink()
+        except OSError as error:
+            raise UserError(f"{args.output_dir}: cannot be made ({error.strerror or error})") from None
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def users(folder: Path) -> list[Path]:
+    return [entry for entry in folder.iterdir() if entry.name != LOCK]
+
+
+def _taken(folder: Path) -> str:
+    return f"{folder}: is not an empty folder; delete it or name another --output_dir"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """A file is whole or absent, and what is no file of tensors is refused and never run."""
 
+import errno
+import os
 import pickle
 import random
+import stat
 import subprocess
 import sys
 from contextlib import suppress
@@ -9,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from train.base.errors import UserError
-from train.base.files import load_tensors, write_json
+from train.base.files import load_tensors, replacing, sync_folder, write_json, writing
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -30,6 +34,70 @@ def test_what_a_killed_write_has_left_goes_with_the_next_one(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] != []
     write_json(path, {"whole": True})
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+def behind_another() -> None:
+    try:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    except OSError:
+        raise RuntimeError("the writer failed") from None
+
+
+def raises(error: Exception):
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("fail", "reason"),
+    [
+        (raises(OSError(errno.EIO, "Input/output error")), "Input/output error"),
+        (raises(OSError("encoder error -2")), "encoder error -2"),
+        (behind_another, "No space left on device"),
+        (raises(SafetensorError("Error while serializing: I/O error: File too large (os error 27)")), "File too large"),
+        (raises(SafetensorError("cannot\nbe serialized")), "cannot"),
+    ],
+    ids=["system", "pillow", "torch", "rust", "library"],
+)
+@pytest.mark.parametrize("write", [writing, replacing])
+def test_what_any_library_raises_in_a_write_names_the_file(tmp_path, write, fail, reason):
+    with pytest.raises(UserError) as caught, write(tmp_path / "x.bin"):
+        fail()
+    assert str(caught.value) == f"{tmp_path / 'x.bin'}: cannot be written ({reason})"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [TypeError("a bug"), RuntimeError("CUDA error"), torch.OutOfMemoryError("x")])
+def test_a_bug_in_a_write_is_not_taken_for_a_full_disk(tmp_path, error):
+    with pytest.raises(type(error)) as caught, writing(tmp_path / "x"):
+        raise error
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("name", ["EINVAL", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EIO", "ENOSPC"])
+def test_only_a_folder_may_be_one_that_cannot_be_synced(tmp_path, monkeypatch, name):
+    number, whole = getattr(errno, name), os.fsync
+
+    def refuse(kind):
+        def fsync(descriptor: int) -> None:
+            if kind(os.fstat(descriptor).st_mode):
+                raise OSError(number, name)
+            whole(descriptor)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+
+    refuse(stat.S_ISDIR)
+    write_json(tmp_path / "x.json", {})
+    if name in ("EIO", "ENOSPC"):
+        with pytest.raises(OSError, match=name):
+            sync_folder(tmp_path)
+    else:
+        sync_folder(tmp_path)
+    refuse(stat.S_ISREG)
+    with pytest.raises(UserError, match=rf"x\.json: cannot be written \({name}\)"):
+        write_json(tmp_path / "x.json", {})
 
 
 def test_a_damaged_file_of_tensors_loads_or_is_refused(tmp_path):

@@ -84,7 +84,8 @@ def images(folder: Path) -> dict[str, bytes]:
 def test_it_holds_what_trained_and_what_sample_makes(trained, model, tmp_path):
     """Nothing that is held out; a real image that has a generated one's name has another."""
     found = images(run(model))
-    sample.main(["--model", str(model), "--num_images", "2", "--steps", "2", "--output_dir", str(tmp_path / "made")])
+    same = ["--model", str(model), "--purpose", "augment", "--num_images", "2", "--steps", "2"]
+    sample.main([*same, "--output_dir", str(tmp_path / "made")])
     split = json.loads((model / "split.json").read_text())
     real = {name: (trained / "data" / name).read_bytes() for name in split["train"] + split["validation"]}
     if "ID2/generated_001.png" in real:
@@ -101,8 +102,8 @@ def test_the_manifest_lists_every_image_and_nothing_else(model):
         assert row["file"].startswith(row["user"] + "/")
         real = row["kind"] == "real"
         assert real != ("/generated_" in row["file"])
-        settings = [row[name] for name in ("seed", "sampler", "steps", "guidance")]
-        assert settings == ([""] * 4 if real else ["3", "dpm", "2", "2.0"])
+        settings = [row[name] for name in ("seed", "sampler", "steps", "guidance", "mix_above")]
+        assert settings == ([""] * 5 if real else ["3", "dpm", "2", "2.0", "3.0"])
         assert real or 0 <= float(row["probability"]) <= 1
         assert real or 0 <= float(row["nearest_distance"]) <= 2
         assert row["copy"] in (("",) if real else ("yes", "no"))

@@ -302,28 +302,10 @@ DATA = {
     "one image in all": (one_image_in_all, "data: every user has a single recording..."),
     "a folder around it": (one_level_too_high,
         "data: no image directly in the folder of data; ... if the users are in there, give data/data as data.dir"),
-    "a truncated PNG": (lambda: truncate("data/ID2/1.png", 300),
-        "data: 1 of 12 images cannot be read...data/ID2/1.png: cannot be read (image file is truncated..."),
-    "a PNG of its header only": (lambda: truncate("data/ID2/1.png", 20),
-        "data: 1 of 12 images cannot be read...data/ID2/1.png: cannot be read (..."),
-    "zero bytes": (lambda: truncate("data/ID2/1.png", 0),
-        "data: 1 of 12 images cannot be read...data/ID2/1.png: not an image of a known format ..."),
-    "text named .png": (lambda: Path("data/ID2/1.png").write_text("hello"),
-        "data: 1 of 12 images cannot be read...data/ID2/1.png: not an image of a known format ..."),
-    "a directory named .png": (lambda: Path("data/ID2/x.png").mkdir(),
-        "data: 1 of 13 images cannot be read...data/ID2/x.png: cannot be read (not a file)"),
-    "a link to nowhere named .png": (lambda: Path("data/ID2/x.png").symlink_to("nowhere"),
-        "data: 1 of 13 images cannot be read...data/ID2/x.png: cannot be read (not a file)"),
-    "a decompression bomb": (lambda: bomb("data/ID2/1.png", 20_000),
-        "data: 1 of 12 images cannot be read...data/ID2/1.png: cannot be read (Image size (400000000 pixels) ..."),
-    "a small decompression bomb": (lambda: bomb("data/ID2/1.png", 10_000),
-        "data: 1 of 12 images cannot be read...data/ID2/1.png: cannot be read (Image size (100000000 pixels) ..."),
-    "floating-point pixels": (lambda: Image.new("F", (9, 9)).save("data/ID2/x.tif"),
-        "data: 1 of 13 images cannot be read...data/ID2/x.tif: cannot be read (floating-point pixels ..."),
     "a user of broken images only": (lambda: [truncate(f"data/ID2/{i}.png", 9) for i in range(4)],
         "data: 4 of 12 images cannot be read...data/ID2/0.png: ...data/ID2/2.png: ... and 1 more"),
-    "a user without images": (lambda: Path("data/ID3").mkdir(),
-        "data: no image directly in the folder of ID3; ... or remove the folder"),
+    "a user whose images are of no known format": (lambda: (Path("data/ID3").mkdir(), Path("data/ID3/1.heic").touch()),
+        "data: no image directly in the folder of ID3; put images there (.apng ...), remove it, or give a folder ..."),
     "a user with images in sub-folders only": (lambda: picture("data/ID3/walk/1.png"),
         "data: no image directly in the folder of ID3; ... if the users are in there, give data/ID3 as data.dir"),
     "users whose names differ in case only": (lambda: picture("data/Id1/1.png"),
@@ -339,6 +321,36 @@ DATA = {
     "a user who is a link to all": (lambda: Path("data/ID3").symlink_to("."),
         "data: no image directly in the folder of ID3; ... if the users are in there, give data/ID3 as data.dir"),
 }  # fmt: skip
+
+
+UNREADABLE = {
+    "a truncated PNG": (lambda: truncate("data/ID2/1.png", 300),
+        "data: 2 of 12 images cannot be read...data/ID2/1.png: cannot be read (image file is truncated..."),
+    "a PNG of its header only": (lambda: truncate("data/ID2/1.png", 20),
+        "data: 2 of 12 images cannot be read...data/ID2/1.png: cannot be read (..."),
+    "zero bytes": (lambda: truncate("data/ID2/1.png", 0),
+        "data: 2 of 12 images cannot be read...data/ID2/1.png: not an image of a known format ..."),
+    "text named .png": (lambda: Path("data/ID2/1.png").write_text("hello"),
+        "data: 2 of 12 images cannot be read...data/ID2/1.png: not an image of a known format ..."),
+    "a directory named .png": (lambda: Path("data/ID2/x.png").mkdir(),
+        "data: 2 of 13 images cannot be read...data/ID2/x.png: cannot be read (not a file)..."),
+    "a link to nowhere named .png": (lambda: Path("data/ID2/x.png").symlink_to("nowhere"),
+        "data: 2 of 13 images cannot be read...data/ID2/x.png: cannot be read (not a file)..."),
+    "a decompression bomb": (lambda: bomb("data/ID2/1.png", 30_000),
+        "data: 2 of 12 images cannot be read...data/ID2/1.png: cannot be read (Image size (900000000 pixels) ..."),
+    "a small decompression bomb": (lambda: bomb("data/ID2/1.png", 17_000),
+        "data: 2 of 12 images cannot be read...data/ID2/1.png: cannot be read (Image size (289000000 pixels) ..."),
+    "floating-point pixels": (lambda: Image.new("F", (9, 9)).save("data/ID2/x.tif"),
+        "data: 2 of 13 images cannot be read...data/ID2/x.tif: cannot be read (floating-point pixels ..."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_a_second_unreadable_image_is_answered_with(refused, name):
+    spoil, phrase = UNREADABLE[name]
+    truncate("data/ID10/3.png", 0)
+    spoil()
+    refused(VAE, phrase)
 
 
 @pytest.mark.parametrize("name", DATA)
@@ -476,7 +488,7 @@ MODELS = {
     "a split of an earlier version": (lambda: edit(f"{L}/split.json", held_out=...), EVALUATE,
         "l/final_model/split.json: was made by an earlier version, ...; train VAE and LDM again, ..."),
     "a generated image truncated": (lambda: truncate("l/generated/ID1/generated_000.png", 100), EVALUATE,
-        "l/generated: 1 of 3 images cannot be read, more than 5%; repair or remove them: "
+        "l/generated: no image of ID1 can be read; repair or remove them: "
         "l/generated/ID1/generated_000.png: cannot be read (image file is truncated..."),
     "another VAE for the same run": (lambda: weights(V, lambda w: w["encoder.conv_in.bias"].add_(1)), RESUME_LDM,
         "l/checkpoints/step_00000002_best: the VAE is not what this run began with..."),
@@ -671,6 +683,12 @@ def test_debug_shows_where_a_sentence_comes_from(world, monkeypatch):
 
 # ---- what looks odd and is right
 
+def test_a_check_refuses_an_output_dir_within_the_data(world, capsys):
+    arguments = "--config tiny.yaml --data_dir data --vae_path v/final_model --output_dir data/new"
+    assert check.main(shlex.split(arguments)) == 1
+    assert "FAIL  disk: data/new: lies within data.dir data, where it would count as a user" in capsys.readouterr().out
+
+
 NAMES = ("a b", "a..b", "ID 1.2", "-x", "张伟", "walker 🚶‍♀️", "Žofie", "it's \"me\"", "null", "007")
 
 
@@ -710,10 +728,33 @@ def test_litter_and_odd_images_do_not_disturb(world, monkeypatch, capsys):
     exif[0x0112] = 6
     picture("data/ID2/c.jpg", 5, exif=exif)
     picture("data/ID2/d.jpg", 5, exif=exif.tobytes()[:-3])  # cut short
-    status, said = call(VAE, monkeypatch, capsys)
-    assert (status or 0, said) == (0, "")
+    Path("data/notes").mkdir()
+    others = "data: not used: 2 files of other formats (1 .txt, 1 without a suffix: ID1/notes.txt, ID2/loop)"
+    for line in (VAE, LDM.replace("ldm", "check", 1)):
+        status, said = call(line, monkeypatch, capsys)
+        assert (status or 0) == 0
+        assert said.splitlines()[0] == f"{others}; 1 folder without images (notes)"
     listed = json.loads(Path("new/split.json").read_text())
     assert len(listed["train"] + listed["validation"] + listed["held_out"]) == 16
+
+
+def test_a_user_added_later_or_other_images_need_no_new_vae(world, monkeypatch, capsys):
+    """Every file that the VAE knew keeps its side; `check` says the same before."""
+    known = json.loads(Path("v/split.json").read_text())
+    for number in range(4):
+        picture(f"data/ID3/{number}.png", 50 + number)
+    picture("data/ID1/new.png", 60)
+    os.remove("data/ID2/3.png")
+    for line in (LDM.replace("ldm", "check", 1), LDM):
+        status, said = call(f"{line} --num_epochs 1", monkeypatch, capsys)
+        assert (status or 0, said) == (
+            0, "v/final_model/split.json: is of other images; of the 16 in data 11 keep their side and 5 are split by "
+            "the same rule (1 of its own are gone)",
+        )  # fmt: skip
+    found = json.loads(Path("new/split.json").read_text())
+    for side in ("train", "validation", "held_out"):
+        assert set(found[side]) >= set(known[side]) - {"data/ID2/3.png", "ID2/3.png"}
+        assert any(path.startswith("ID3/") for path in found[side])
 
 
 # ---- fuzz: bounded and seeded; whatever comes in, success or one sentence

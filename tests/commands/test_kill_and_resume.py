@@ -28,9 +28,11 @@ def test_a_training_killed_repeatedly_ends_in_the_same_bytes(folder, arguments, 
     assert "adversary" in state if stage == "vae" else "scale" in state["scaler"]  # what the bytes are also of
 
 
-@pytest.mark.parametrize(("stage", "number"), [("vae", signal.SIGTERM), ("ldm", signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("stage", "number"), [("vae", signal.SIGTERM), ("ldm", signal.SIGINT), ("vae", signal.SIGHUP)]
+)
 def test_a_command_saves_on_a_signal_and_resumes_to_the_same_end(folder, arguments, stage, number):
-    stopped = folder / f"{stage}_stopped"
+    stopped = folder / f"{stage}_{number.name}"
     process = start(stage, arguments[stage], stopped)
     while not list_checkpoints(stopped / "run/checkpoints"):
         time.sleep(0.001)

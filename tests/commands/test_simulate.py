@@ -1,7 +1,10 @@
 """`python -m train.simulate` writes a whole data set or nothing, and never over other files."""
 
 import errno
+import os
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +13,8 @@ from PIL import Image
 from train import simulate
 from train.base.errors import UserError
 from train.data import walkers
+from train.data.dataset import scan
+from train.runs.folder import locked
 
 
 def test_file_names_carry_the_recording(tmp_path):
@@ -58,6 +63,69 @@ def test_hidden_files_stay_in_the_folder_that_is_filled(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "link"]
     assert (tmp_path / "data/.DS_Store").read_text() == "finder"
     assert (tmp_path / "data/ID1/rec01_00.png").is_file()
+
+
+FEW = ["--users", "2", "--images_per_user", "1", "--resolution", "8"]
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_folder_that_is_a_mount_point_is_filled_where_it_is(tmp_path, monkeypatch):
+    """The system refuses to replace it."""
+    (tmp_path / "mount").mkdir()
+    (tmp_path / "mount/.mine").write_text("mine")
+    whole = os.rename, os.replace
+
+    def busy(rename):
+        def refuse(old, new, **options):
+            if tmp_path / "mount" in (Path(old), Path(new)):
+                raise OSError(errno.EBUSY, "Device or resource busy")
+            rename(old, new, **options)
+
+        return refuse
+
+    for name, rename in zip(("rename", "replace"), whole, strict=True):
+        monkeypatch.setattr(os, name, busy(rename))
+    simulate.main([*FEW, "--output_dir", str(tmp_path / "mount")])
+    assert files(tmp_path) == ["mount/.mine", "mount/ID1/rec01_00.png", "mount/ID2/rec01_00.png"]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_two_at_once_do_not_touch_each_others_pictures(tmp_path, there):
+    output = tmp_path / "data"
+    if there:
+        output.mkdir()
+    part = output / ".incomplete" if there else tmp_path / ".data.part"
+    with locked(part):  # by the first
+        (part / "ID1").mkdir()
+        (part / "ID1/rec01_00.png").write_bytes(b"half")
+        before = files(tmp_path)
+        with pytest.raises(UserError, match="another process is simulating in it; wait for it"):
+            simulate.main([*FEW, "--output_dir", str(output)])
+        assert files(tmp_path) == before
+    simulate.main([*FEW, "--output_dir", str(output)])  # the first was killed
+    assert files(tmp_path) == ["data/ID1/rec01_00.png", "data/ID2/rec01_00.png"]
+
+
+def test_a_folder_that_was_filled_in_part_is_not_trained_on(tmp_path, monkeypatch):
+    """Killed while the users' folders move to their place."""
+    (tmp_path / "data").mkdir()
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            simulate.main([*FEW, "--output_dir", str(tmp_path / "data")])
+    (tmp_path / "data/.incomplete/ID1").rename(tmp_path / "data/ID1")
+    with pytest.raises(UserError, match="data: is not complete"):
+        scan(tmp_path / "data")
+    with pytest.raises(UserError, match="is not an empty folder"):
+        simulate.main([*FEW, "--output_dir", str(tmp_path / "data")])
 
 
 def test_a_full_disk_is_answered_with_the_name_of_the_folder(tmp_path, monkeypatch):

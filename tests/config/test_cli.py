@@ -1,5 +1,7 @@
 """The command line that all commands share: it changes just what it says, and ends in one sentence or a status."""
 
+import errno
+import io
 import subprocess
 import sys
 from dataclasses import asdict
@@ -245,6 +247,23 @@ def test_a_stopped_command_says_so_and_exits_with_its_status(capsys):
         cli.run(main)
     assert caught.value.code == 143
     assert capsys.readouterr().err == "VAE: SIGTERM: saved\n"
+
+
+def test_a_command_stopped_by_its_closed_terminal_keeps_its_status(monkeypatch):
+    """What is written to a terminal that is gone fails; nothing is wrong with the run."""
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.EIO, "Input/output error")
+
+    def main(_) -> None:
+        raise Stopped("VAE: SIGHUP: saved", 129)
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    monkeypatch.setattr(sys, "stdout", Gone())
+    with pytest.raises(SystemExit) as caught:
+        cli.run(main)
+    assert caught.value.code == 129
 
 
 @pytest.mark.parametrize("letters", [1, 100_000], ids=["buffered", "at once"])

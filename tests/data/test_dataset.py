@@ -1,14 +1,20 @@
 """Laws of reading folders of images. Every picture is made here, with known pixels."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from train.base.errors import UserError
+from train.base.names import located
 from train.config.sections import DataConfig
-from train.data.dataset import draw_flips, evenly, load_images, natural_key, scan
+from train.data.dataset import draw_flips, evenly, load_images
+from train.data.folders import RESERVED, natural_key, scan
 from train.data.images import to_uint8
+from train.data.split import fingerprint, load_split, make_split, save_split
+from train.runs import augmented, generated
 
 
 def grey(value: int, size: tuple[int, int] = (8, 8)) -> Image.Image:
@@ -45,16 +51,16 @@ def test_users_are_folders_of_images_both_in_natural_order(tmp_path):
     (tmp_path / "ID10" / "notes.txt").write_text("no image")
     (tmp_path / "ID10" / "._b9.jpg").write_text("hidden")
     save(tmp_path / "overview.png")
-    names, files = scan(tmp_path)
-    assert names == ["a b", "ID2", "ID10", "走る 🚶‍♀️"]
-    assert [path.name for own in files for path in own] == ["1.png", "x.tif", "b9.jpg", "b10.PNG", "1.gif"]
+    found = scan(tmp_path)
+    assert found.users == ["a b", "ID2", "ID10", "走る 🚶‍♀️"]
+    assert [path.name for own in found.files for path in own] == ["1.png", "x.tif", "b9.jpg", "b10.PNG", "1.gif"]
 
 
 def test_a_linked_user_is_a_user(tmp_path):
     save(tmp_path / "elsewhere" / "1.png")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "ID1").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    assert scan(tmp_path / "data")[0] == ["ID1"]
+    assert scan(tmp_path / "data").users == ["ID1"]
 
 
 def test_a_folder_without_users_is_refused_and_told_the_layout(tmp_path):
@@ -64,11 +70,84 @@ def test_a_folder_without_users_is_refused_and_told_the_layout(tmp_path):
     assert "there is no user in it; put each user's images into a folder" in refused(scan, tmp_path)
 
 
-def test_a_user_without_images_is_refused_by_name(tmp_path):
+def test_a_user_with_images_elsewhere_only_is_refused_by_name(tmp_path):
+    """In a folder within, or of a format that is not read: without a word, a user would be missing."""
     save(tmp_path / "ID1" / "1.png")
-    save(tmp_path / "ID2" / "session" / "1.png")
-    (tmp_path / "ID2" / "a.txt").write_text("")
-    assert "no image directly in the folder of ID2" in refused(scan, tmp_path)
+    for name in ("session/1.png", "1.heic", "deep/deeper/1.npy"):
+        save(tmp_path / "ID2" / name, format="PNG")
+        assert "no image directly in the folder of ID2" in refused(scan, tmp_path)
+        shutil.rmtree(tmp_path / "ID2")
+
+
+def test_folders_that_are_no_users_are_left_out_and_named(tmp_path):
+    """Those of systems whatever they hold; any other one where nothing in it is a picture."""
+    save(tmp_path / "ID1" / "1.png")
+    for system in ("__MACOSX", "@eaDir", "lost+found", "System Volume Information", "$RECYCLE.BIN"):
+        save(tmp_path / system / "ID1" / "1.png")
+        save(tmp_path / system / "1.png")
+    (tmp_path / "notes" / "empty").mkdir(parents=True)
+    (tmp_path / "notes" / "a.txt").write_text("")
+    found = scan(tmp_path)
+    assert found.users == ["ID1"]
+    assert found.left_out.startswith("6 folders without images ($RECYCLE.BIN, ")
+    (tmp_path / "ID1" / "1.png").unlink()
+    assert "there is no user in it" in refused(scan, tmp_path)
+
+
+def test_all_that_is_not_used_is_counted_and_named(tmp_path, capsys):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8))
+    for name, form in (("a.png", "PNG"), ("b.jfif", "JPEG"), ("c.JPE", "JPEG"), ("d.ppm", "PPM"), ("e.apng", "PNG")):
+        save(tmp_path / "ID1" / name, noise, format=form)
+    for name in ("1.heic", "2.heic", "3.npy", "README", "Thumbs.db", ".x", "old/4.png", "old/x/5.txt", "@eaDir/6.png"):
+        (tmp_path / "ID1" / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / "ID1" / name).write_text("")
+    save(tmp_path / "overview.png")
+    data = load_images(DataConfig(str(tmp_path), resolution=8))
+    assert len(data) == 5
+    assert capsys.readouterr().err == (
+        f"{tmp_path}: not used: 4 files of other formats (2 .heic, 1 .npy, 1 without a suffix: ID1/1.heic, ID1/2.heic, "
+        "ID1/3.npy and 1 more); 2 files in folders within the users' (1 .png, 1 .txt: ID1/old/4.png, "
+        "ID1/old/x/5.txt); 1 file beside the users' folders (1 .png: overview.png)\n"
+    )
+
+
+NFC, NFD = "\u00e9", "e\u0301"  # an accent in one code point, and in two
+
+
+def test_names_are_the_same_however_accents_are_stored(tmp_path):
+    """Users and paths are in NFC, in the same order, with the same split; the files are found where they are."""
+    found = []
+    for number, accent in enumerate((NFC, NFD)):
+        folder = tmp_path / str(number)
+        for user in ("z", accent, "f", "e"):
+            for name in (f"{accent}1.png", "e1.png", "f1.png"):
+                save(folder / user / name)
+        data = load_images(config := DataConfig(str(folder), resolution=8, recording_pattern=f"[{accent}fe]"))
+        assert all(located(folder, path).is_file() for path in data.paths)
+        found.append((data.user_names, data.paths, fingerprint(data, make_split(data, config))))
+        save_split(tmp_path / "split.json", make_split(data, config), data, config)
+        saved = (tmp_path / "split.json").read_text()
+        for text in (saved, saved.replace(NFC, NFD)):
+            (tmp_path / "split.json").write_text(text)
+            load_split(tmp_path / "split.json", data, config)
+    assert found[0] == found[1]
+    assert set(found[0][0]) == {"z", NFC, "f", "e"}
+
+
+def test_a_user_named_like_a_file_that_commands_write_is_refused(tmp_path):
+    written = (generated.SETTINGS, generated.AUGMENTED, augmented.MANIFEST, augmented.LEFT_OUT, *augmented.REPORT)
+    assert {*written, "grid.png"} == set(RESERVED)
+    for name in ("grid.png", "Settings.JSON"):
+        save(tmp_path / name / "1.png")
+        assert f"{name}: no user can be called so" in refused(scan, tmp_path)
+        shutil.rmtree(tmp_path / name)
+
+
+def test_two_images_of_one_name_are_refused(tmp_path):
+    for accent in (NFC, NFD):
+        save(tmp_path / "ID1" / f"{accent}.png")
+    if len(list((tmp_path / "ID1").iterdir())) == 2:  # on macOS they are one file, and fine
+        assert f"ID1: has {NFC}.png twice" in refused(scan, tmp_path)
 
 
 def test_users_that_differ_in_case_only_are_refused(tmp_path):
@@ -118,6 +197,14 @@ def test_unreadable_files_are_named_counted_and_left_out(folder, capsys):
     assert "left out 2 of 41 images" in message
     assert str(folder / "ID2" / "r0_1.png") in message
     assert str(folder / "ID10" / "x.png") in message
+
+
+def test_a_single_unreadable_file_is_no_reason_to_stop(tmp_path, capsys):
+    for n in range(3):
+        save(tmp_path / "ID1" / f"{n}.png")
+    (tmp_path / "ID1" / "1.png").write_bytes(b"")
+    assert load_images(DataConfig(str(tmp_path), resolution=8)).paths == ["ID1/0.png", "ID1/2.png"]
+    assert "left out 1 of 3 images" in capsys.readouterr().err
 
 
 def test_five_percent_unreadable_is_allowed_and_more_is_refused(folder):

@@ -63,7 +63,6 @@ CASES = {
     "grey.pgm": (grey(77), {}, (77, 77, 77)),
     "grey.jpg": (grey(77), {"quality": 100}, (77, 77, 77)),
     "grey with alpha.png": (Image.new("LA", (8, 8), (200, 128)), {}, (100, 100, 100)),
-    "grey with key.png": (grey(77), {"transparency": 77}, (0, 0, 0)),
     "16-bit.png": (grey16(32896), {}, (128, 128, 128)),
     "16-bit white.png": (grey16(65535), {}, (255, 255, 255)),
     "16-bit dark.png": (grey16(257), {}, (1, 1, 1)),
@@ -75,12 +74,10 @@ CASES = {
     "colour.bmp": (Image.new("RGB", (8, 8), (1, 2, 3)), {}, (1, 2, 3)),
     "colour.webp": (Image.new("RGB", (8, 8), (1, 2, 3)), {"lossless": True}, (1, 2, 3)),
     "colour.tif": (Image.new("RGB", (8, 8), (1, 2, 3)), {}, (1, 2, 3)),
-    "colour with key.png": (Image.new("RGB", (8, 8), (1, 2, 3)), {"transparency": (1, 2, 3)}, (0, 0, 0)),
     "palette.png": (palette(0, 0, 0, 10, 20, 30), {}, (10, 20, 30)),
     "palette.gif": (palette(0, 0, 0, 10, 20, 30), {}, (10, 20, 30)),
-    "palette with key.png": (palette(0, 0, 0, 10, 20, 30), {"transparency": 1}, (0, 0, 0)),
     "palette with alpha.png": (palette(0, 0, 0, 10, 20, 30), {"transparency": b"\xff\x33"}, (2, 4, 6)),
-    "transparent.png": (rgba((255, 255, 255, 0)), {}, (0, 0, 0)),
+    "transparent.png": (rgba((250, 100, 0, 0)), {}, (250, 100, 0)),
     "half transparent.png": (rgba((250, 100, 0, 51)), {}, (50, 20, 0)),
     "opaque.webp": (rgba((250, 100, 0, 255)), {"lossless": True}, (250, 100, 0)),
     "cmyk red.tif": (Image.new("CMYK", (8, 8), (0, 255, 255, 0)), {}, (255, 0, 0)),
@@ -102,6 +99,38 @@ def test_one_channel_is_the_luma_of_three(tmp_path, name):
     image, options, (red, green, blue) = CASES[name]
     pixels = read(save(tmp_path / name, image, **options), 8, 1)
     assert np.abs(pixels - (0.299 * red + 0.587 * green + 0.114 * blue)).max() <= 0.51
+
+
+def halves(left: int | tuple, right: int | tuple, mode: str = "L") -> Image.Image:
+    image = Image.new(mode, (8, 8), left)
+    image.paste(right, (4, 0, 8, 8))
+    return image
+
+
+KEYED = {
+    "grey": (halves(77, 200), {"transparency": 77}),
+    "16-bit grey": (Image.fromarray(np.repeat([[77 * 257] * 4 + [200 * 257] * 4], 8, 0).astype(np.uint16)),
+                    {"transparency": 77 * 257}),
+    "colour": (halves((77, 77, 77), (200, 200, 200), "RGB"), {"transparency": (77, 77, 77)}),
+    "palette": (halves(77, 200).convert("P"), {"transparency": 77}),
+    "1-bit": (halves(0, 255).convert("1"), {"transparency": 0}),
+    "alpha": (halves((77, 77, 77, 0), (200, 200, 200, 255), "RGBA"), {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KEYED)
+def test_transparent_pixels_are_black_unless_all_are(tmp_path, name):
+    """A key, or an alpha channel, that leaves nothing of an image is a mistake of the program that saved it."""
+    image, options = KEYED[name]
+    assert set(read(save(tmp_path / "a.png", image, **options), 8, 3)[0, :, 0][:4]) == {0}
+    assert read(save(tmp_path / "a.png", image, **options), 8, 3)[0, 7, 0] in (200, 255)
+    left = image.crop((0, 0, 4, 8))
+    assert set(read(save(tmp_path / "a.png", left, **options), 8, 3).flat) == {0 if name == "1-bit" else 77}
+
+
+def test_a_32_bit_bmp_whose_alpha_is_0_everywhere_is_opaque(tmp_path):
+    path = save(tmp_path / "a.bmp", rgba((250, 100, 0, 0)))
+    assert (read(path, 8, 3) == (250, 100, 0)).all()
 
 
 def test_all_levels_of_16_bits_round_to_the_nearest_of_8(tmp_path):
@@ -188,6 +217,31 @@ def test_a_decompression_bomb_is_refused_not_decoded(tmp_path, monkeypatch, limi
     path = save(tmp_path / "bomb.png", grey(0, (32, 32)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     assert "bomb" in refused(path)
+
+
+@pytest.mark.parametrize("error", [AttributeError("no 'encode'"), RecursionError("a\nb"), MemoryError(), KeyError(3)])
+def test_whatever_a_decoder_raises_is_the_sentence_of_its_file(tmp_path, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+    assert refused(save(tmp_path / "a.png", grey(0))).startswith(f"{tmp_path / 'a.png'}: cannot be read (")
+
+
+def test_a_file_too_large_to_be_a_picture_is_not_read(tmp_path):
+    with open(tmp_path / "a.png", "wb") as file:
+        file.truncate(2**40)
+    assert "a.png: cannot be read (larger than 1 GiB)" in refused(tmp_path / "a.png")
+
+
+def test_a_side_of_millions_of_pixels_and_10_8_in_all_are_read(tmp_path):
+    """The one through a box filter first; of the other the header at least is no reason to refuse it."""
+    image = grey(50, (1_000_000, 1))
+    image.paste(200, (500_000, 0, 1_000_000, 1))
+    row = read(save(tmp_path / "a.png", image), 8, 1)[3, :, 0]
+    assert np.abs(row.astype(int) - np.repeat([50, 200], 4)).max() <= 20  # rings beside the step
+    assert (row[0], row[-1]) == (50, 200)
+    assert Image.MAX_IMAGE_PIXELS > 2 * 10**8
 
 
 def test_pixels_without_an_agreed_white_are_refused(tmp_path):

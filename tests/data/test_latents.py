@@ -221,6 +221,45 @@ def test_encoding_that_is_interrupted_leaves_no_cache(tmp_path, vae, monkeypatch
     assert (cached_moments(vae, data, torch.arange(len(data)), tmp_path, CPU)[-1, 1] > 0).all()
 
 
+def spoilt(content: bytes) -> dict[str, bytes]:
+    """A cache that a crash, a full disk or an earlier version left, or that a disk has altered."""
+    middle = len(content) // 2
+    return {
+        "empty": b"", "cut": content[:middle], "without its checksum": content[:-32], "longer": content + b"\0",
+        "a header only": content[:128], "zeros": bytes(len(content)), "no array": b"\x93NUMPY" + bytes(99),
+        "another value": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+        "another shape": content.replace(b"(6, 2, 4, 8, 8)", b"(6, 2, 8, 4, 8)"),
+        "another checksum": content[:-1] + bytes([content[-1] ^ 1]),
+    }  # fmt: skip
+
+
+def test_a_spoilt_cache_is_made_anew_and_that_is_said(tmp_path, vae, capsys):
+    """The same file as before; one that is whole is not written again."""
+    data, rows = tiny_images(6), torch.arange(6)
+    moments = cached_moments(vae, data, rows, tmp_path, CPU).clone()
+    (path,) = tmp_path.iterdir()
+    content = path.read_bytes()
+    for what, bad in spoilt(content).items():
+        path.write_bytes(bad)
+        assert bad != content, what
+        assert torch.equal(cached_moments(vae, data, rows, tmp_path, CPU), moments), what
+        assert path.read_bytes() == content
+        assert f"{path}: is damaged; the images are encoded again" in capsys.readouterr().err
+    written = path.stat().st_mtime_ns
+    cached_moments(vae, data, rows, tmp_path, CPU)
+    assert (path.stat().st_mtime_ns, capsys.readouterr().err) == (written, "")
+
+
+def test_the_cache_of_other_images_is_not_taken_by_its_name(tmp_path, vae):
+    data, others, rows = tiny_images(6), tiny_images(6, seed=1), torch.arange(6)
+    for images, folder in ((data, "a"), (others, "b")):
+        cached_moments(vae, images, rows, tmp_path / folder, CPU)
+    (path,), (other,) = ((tmp_path / folder).iterdir() for folder in "ab")
+    path.write_bytes(other.read_bytes())
+    expected = torch.cat(list(encode_moments(vae, data, rows, CPU)))
+    assert torch.equal(cached_moments(vae, data, rows, tmp_path / "a", CPU), expected)
+
+
 def test_changing_the_cached_tensor_does_not_change_its_file(tmp_path, vae):
     data = tiny_images(6)
     moments = cached_moments(vae, data, torch.arange(len(data)), tmp_path, CPU)

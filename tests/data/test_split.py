@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain, pairwise
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from train.base.errors import UserError
 from train.config.sections import DataConfig
 from train.data.dataset import UserImages
-from train.data.split import SIDES, fingerprint, load_split, make_split, save_split, training_images
+from train.data.split import SIDES, adapt_split, fingerprint, load_split, make_split, save_split, training_images
 
 PATTERN = r"_r(\d+)_"
 BY_RECORDING = DataConfig(recording_pattern=PATTERN, validation_fraction=0.2)
@@ -257,6 +258,132 @@ def test_an_edited_split_must_stay_a_split(saved):
     ):
         saved.write_text(json.dumps(good | changed))
         assert expected in refused(load_split, saved, images(), BY_RECORDING)
+
+
+# ---- a split of a VAE, for other images
+
+
+def subset(data: UserImages, keep) -> UserImages:
+    """The images whose paths `keep` says yes to; users that are left without any are none."""
+    rows = [row for row, path in enumerate(data.paths) if keep(path)]
+    names = [name for name in data.user_names if any(data.paths[row].startswith(f"{name}/") for row in rows)]
+    paths = [data.paths[row] for row in rows]
+    index = torch.tensor([names.index(path.partition("/")[0]) for path in paths])
+    return UserImages(data.images[rows], index, names, paths)
+
+
+def named(data: UserImages, split) -> dict[str, str]:
+    """The side of each file."""
+    return {data.paths[row]: side for side in SIDES for row in getattr(split, side).tolist()}
+
+
+def window(path: str) -> int:
+    return int(path.rpartition("_w")[2][:-4])
+
+
+def take(users: int, recordings: int, windows: int, skip: int = 0) -> Callable[[str], bool]:
+    """Of 6 users with 12 recordings of 6 windows; every `skip`-th file is left out."""
+    kept = images(users, recordings, windows).paths
+    return lambda path: path in kept and not (skip and sum(map(ord, path)) % skip == 0)
+
+
+OTHERS = {
+    "a user more": (take(3, 8, 4), take(4, 8, 4)),
+    "a user less": (take(4, 8, 4), take(3, 8, 4)),
+    "a recording more": (take(3, 8, 4), take(3, 9, 4)),
+    "recordings more and less": (take(3, 8, 4, 3), take(5, 11, 4, 5)),
+    "windows more": (take(3, 8, 4), take(3, 8, 6)),
+    "windows less": (take(3, 8, 6), take(3, 8, 2)),
+    "other windows of all": (take(3, 8, 3), lambda path: take(3, 8, 6)(path) and window(path) >= 3),
+    "all of it": (take(3, 8, 4), take(6, 12, 6)),
+    "others only": (take(2, 8, 4), lambda path: not path.startswith(("ID1/", "ID2/"))),
+}
+
+
+@pytest.mark.parametrize("config", [BY_RECORDING, TWO_TRAIN])
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_both_know_keeps_its_side_and_recordings_stay_whole(tmp_path, name, config):
+    """No file of a recording that the VAE has seen is held out, and none of a held-out one trains."""
+    everything = images(6, 12, 6)
+    old, new = (subset(everything, keep) for keep in OTHERS[name])
+    before = make_split(old, config)
+    save_split(tmp_path / "split.json", before, old, config)
+    known, found = named(old, before), named(new, adapt_split(tmp_path / "split.json", new, config))
+    assert sorted(found) == sorted(new.paths)
+    held = {side: recordings_of({path for path, its in (known | found).items() if (its == "held_out") == side})
+            for side in (True, False)}  # fmt: skip
+    assert not held[True] & held[False]
+    for user in new.user_names:
+        own = {path: side for path, side in found.items() if path.startswith(f"{user}/")}
+        assert set(own.values()) == set(SIDES)
+        before = {path: known[path] for path in own if path in known}
+        trained = len({"train", "validation"} & set(before.values())) == 2 or len(before) < len(own)
+        for path, side in before.items():  # where only one of the two is left of a user, it is divided again
+            assert (own[path] == side) if trained else ((own[path] == "held_out") == (side == "held_out"))
+
+
+@pytest.mark.parametrize("config", [BY_RECORDING, TWO_TRAIN])
+def test_a_new_user_is_split_as_in_a_new_split(tmp_path, config):
+    old, new = images(users=3), images(users=4)
+    save_split(tmp_path / "split.json", make_split(old, config), old, config)
+    assert named(new, adapt_split(tmp_path / "split.json", new, config)) == named(new, make_split(new, config))
+
+
+def test_new_recordings_make_up_the_number_that_is_held_out(tmp_path):
+    """Ten more where two of ten are held out by a fifth: two of them. Where two train, all of them."""
+    old, new = images(recordings=10), images(recordings=20)
+    for config, out in ((BY_RECORDING, 4), (TWO_TRAIN, 18)):
+        save_split(tmp_path / "split.json", make_split(old, config), old, config)
+        split = adapt_split(tmp_path / "split.json", new, config)
+        assert len(recordings_of({new.paths[row] for row in split.held_out.tolist()})) == 3 * out
+        assert len(split.validation) == pytest.approx(0.2 * len(split.training), abs=2)
+
+
+def test_a_new_window_goes_with_its_neighbour(tmp_path):
+    """Before the validating end of a recording it trains, behind it validates."""
+    old = subset(images(windows=6), lambda path: window(path) not in (1, 5))
+    save_split(tmp_path / "split.json", make_split(old, TWO_TRAIN), old, TWO_TRAIN)
+    known, found = (named(old, make_split(old, TWO_TRAIN)),
+                    named(images(windows=6), adapt_split(tmp_path / "split.json", images(windows=6), TWO_TRAIN)))
+    for path, side in found.items():
+        if path not in known:
+            assert side == known[path.replace("_w1.", "_w0.").replace("_w5.", "_w4.")]
+
+
+def test_one_line_says_what_is_kept_new_and_gone(saved, capsys):
+    new = subset(images(users=4), lambda path: not path.startswith("ID1/"))
+    adapt_split(saved, new, BY_RECORDING)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (f"{saved}: is of other images; of the 120 in data/simulated 80 keep their side and 40 are split by "
+                    "the same rule (40 of its own are gone)")  # fmt: skip
+    adapt_split(saved, images(), BY_RECORDING)
+    assert capsys.readouterr().err == ""
+
+
+def test_other_settings_matter_only_where_files_are_known(saved, capsys):
+    other = replace(BY_RECORDING, validation_fraction=0.3)
+    message = refused(adapt_split, saved, images(users=4), other)
+    assert "was made with data.validation_fraction 0.2, not 0.3" in message
+    strangers = subset(images(users=5), lambda path: path.startswith(("ID4", "ID5")))
+    by_file = DataConfig(recording_pattern="w.*")
+    assert named(strangers, adapt_split(saved, strangers, by_file)) == named(strangers, make_split(strangers, by_file))
+
+
+def test_a_user_of_held_out_recordings_only_is_refused_by_name(saved):
+    data = images()
+    out = {data.paths[row] for row in make_split(data, BY_RECORDING).held_out.tolist()}
+    left = subset(data, lambda path: not path.startswith("ID2/") or path in out)
+    assert "all that there is of ID2 was held out when the VAE was trained" in refused(
+        adapt_split, saved, left, BY_RECORDING
+    )
+
+
+def test_a_user_of_validation_images_only_trains_with_some(saved):
+    data = images()
+    watched = {data.paths[row] for row in make_split(data, BY_RECORDING).validation.tolist()}
+    left = subset(data, lambda path: not path.startswith("ID2/") or path in watched)
+    own = Counter(side for path, side in named(left, adapt_split(saved, left, BY_RECORDING)).items() if "ID2" in path)
+    assert set(own) == {"train", "validation"}
 
 
 def test_a_saved_split_tells_how_many_images_of_a_user_train(tmp_path):

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from diffusion.guidance import guided
+from diffusion.guidance import guided, mixed
 from diffusion.prediction import Evaluation, target, to_x0_and_noise
 from diffusion.samplers import ddim, dpm_solver, euler
 from diffusion.sampling import SAMPLERS, Sampler, SamplingConfig, integrate, sample
@@ -293,8 +293,16 @@ def test_guiding_the_output_guides_x0_whatever_the_prediction():
         ({"guidance": -1.0}, "guidance"),
         ({"guidance": math.nan}, "guidance"),
         ({"guidance_interval": (3.0, 2.0)}, "guidance_interval"),
+        ({"mix_above": 0.0}, "mix_above"),
+        ({"mix_above": math.nan}, "mix_above"),
     ],
 )
 def test_nonsense_sampling_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         SamplingConfig(**options)
+
+
+@pytest.mark.parametrize(("ratio", "value"), [(0.5, 2.0), (2.0, 2.0), (2.1, 1.0), (9.0, 1.0)])
+def test_mixing_is_coarse_above_its_level_and_fine_below(ratio, value):
+    denoiser = mixed(lambda x, level: 1 * x, lambda x, level: 2 * x, level_of(2.0).noise_ratio)
+    assert denoiser(torch.ones(1), level_of(ratio)).tolist() == [value]

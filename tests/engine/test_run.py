@@ -15,6 +15,7 @@ from train.engine.run import train_stage
 from train.stages.vae import VAEStage
 
 CPU, USERS = torch.device("cpu"), 3
+BEGUN = [".lock", "checksum.json", "config.yaml", "split.json", "state.pt"]
 
 
 def config_of(folder: Path, *settings: str) -> Config:
@@ -69,7 +70,7 @@ def test_a_run_that_is_refused_leaves_its_folder_as_it_was(tmp_path, monkeypatch
 
 
 def test_nothing_is_written_before_all_is_known_to_fit(tmp_path):
-    """When the run begins, config and split are there; before, an empty folder with its lock at most."""
+    """When the run begins, config, split and a checkpoint are there; before, an empty folder with its lock at most."""
     folder, seen = tmp_path / "run", []
 
     def look(where: str) -> None:
@@ -94,7 +95,7 @@ def test_nothing_is_written_before_all_is_known_to_fit(tmp_path):
 
     run(config_of(folder), Watched, plan=lambda *_: look("plan") or 4)
     assert [where for where, _ in seen] == ["plan", "build", "split", "resume", "begin"]
-    assert [files for _, files in seen] == [[], [], [], [".lock"], [".lock", "config.yaml", "split.json"]]
+    assert [files for _, files in seen] == [[], [], [], [".lock"], BEGUN]
 
 
 def test_the_plan_knows_the_models_and_users_that_are_there(tmp_path):

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from train.engine.stopping import NOT_DONE, Stop
+from train.engine.stopping import NOT_DONE, WISHES, Stop
 
 
 def test_max_hours_leaves_time_for_a_step_as_long_as_the_longest(monkeypatch):
@@ -41,6 +41,38 @@ def test_a_ctrl_c_that_torchrun_repeats_is_one_wish(monkeypatch, first):
         signal.raise_signal(first)
         signal.raise_signal(signal.SIGINT)
     assert stop.reason() == ("SIGINT", 128 + signal.SIGINT)
+
+
+@pytest.mark.parametrize("number", WISHES)
+def test_a_signal_that_is_ignored_stays_ignored(number):
+    """SIGHUP under nohup; SIGINT in what a shell's script starts in the background."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        stop = Stop(max_hours=None)
+        with stop.listening():
+            signal.raise_signal(number)
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+    assert stop.reason() is None
+
+
+@pytest.mark.parametrize("number", WISHES)
+def test_what_can_wait_ends_at_a_signal_and_is_not_begun_after_one(number):
+    stop, done = Stop(max_hours=None), []
+
+    def work() -> str:
+        done.append("begun")
+        signal.raise_signal(number)
+        done.append("went on")
+        return "result"
+
+    with stop.listening():
+        assert stop.unless_asked(lambda: "result") == "result"
+        assert stop.unless_asked(work) is None
+        assert stop.unless_asked(work) is None
+    assert done == ["begun"]
+    assert stop.reason() == (number.name, 128 + number)
 
 
 def test_who_listened_before_does_so_again_after_a_second_ctrl_c():

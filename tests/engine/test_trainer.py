@@ -1,11 +1,14 @@
 """The trainer counts steps that were taken, keeps the best, and ends, however it ends, with all its work saved."""
 
+import dataclasses
+import errno
 import itertools
 import json
 import math
 import os
 import re
 import signal
+import stat
 import time
 import traceback
 from dataclasses import dataclass
@@ -27,7 +30,7 @@ from train.data.split import Split
 from train.engine import trainer as trainer_module
 from train.engine.micro_batch import MicroBatch
 from train.engine.optim import learning_rate
-from train.engine.stopping import NOT_DONE
+from train.engine.stopping import NOT_DONE, WISHES
 from train.engine.trainer import MAX_LOST, MAX_SKIPPED, Best, Trainer
 from train.runs.checkpoint import load_latest
 
@@ -176,7 +179,7 @@ def test_intervals_count_only_the_optimizer_steps_that_are_taken(tmp_path):
     overflows = dict.fromkeys({1, 5}, math.inf)
     run = Run(tmp_path, 8, overflows, sample_interval=3, save_interval=2, keep_checkpoints=9)()
     assert run.validated == [3, 6, 8]
-    assert [name[5:13] for name in run.names()] == [f"{number:08d}" for number in (2, 3, 4, 6, 8)]  # 3 is the best
+    assert [name[5:13] for name in run.names()] == [f"{number:08d}" for number in (0, 2, 3, 4, 6, 8)]  # 3 is the best
 
 
 def test_a_run_started_again_resumes_and_ends_in_the_same_bytes(tmp_path):
@@ -312,6 +315,60 @@ def test_gradients_may_overflow_longer_than_losses_before_a_stop(tmp_path):
         Run(tmp_path / "b", gradient_factors=overflows | {2 + MAX_SKIPPED: math.inf})()
 
 
+def poison(part: str, value: float):
+    """Something that a step has done: to the weights, to the average, or to the optimizer's moments."""
+
+    def spoil(run: "Run") -> None:
+        with torch.no_grad():
+            if part == "moments":
+                next(iter(run.stage.learner.optimizer.state.values()))["exp_avg_sq"].fill_(value)
+            else:
+                next((run.problem.model if part == "weights" else run.ema.model).parameters()).fill_(value)
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "name"),
+    [
+        ("weights", math.nan, "model.0.weight holds values that are no finite numbers"),
+        ("weights", 1e20, "model.0.weight holds 1e+20, which no trained weight comes near"),
+        ("average", math.inf, "0.weight holds values that are no finite numbers"),
+        ("average", -1e7, "0.weight holds 1e+07, which no trained weight comes near"),
+        ("moments", math.inf, "optimizer.state.0.exp_avg_sq holds values that are no finite numbers"),
+    ],
+)
+@pytest.mark.parametrize("validates", [False, True])
+def test_what_a_step_has_spoilt_is_neither_kept_nor_sampled_from(tmp_path, part, value, name, validates):
+    run = Run(tmp_path, save_interval=2, sample_interval=4 if validates else 99)
+    run.resume()
+
+    def check() -> None:
+        if run.trainer.step == 4:
+            poison(part, value)(run)
+
+    with pytest.raises(UserError) as caught:
+        run.trainer.run(check)
+    message = str(caught.value)
+    of = "ema.model." if part == "average" and not validates else ""
+    assert message.startswith(f"test: after step 4: {of}{name}")
+    assert f"the last good checkpoint is {run.checkpoints / 'step_00000002'}" in message
+    assert "try a lower learning_rate" in message
+    assert run.names() == ["step_00000000", "step_00000002"]
+    if part == "average":
+        assert run.validated == []
+
+
+def test_a_weight_decay_that_blows_up_ends_before_it_is_kept(tmp_path):
+    """Losses and gradients stay finite for a while; a step multiplies the weights by a hundred."""
+    decaying = dataclasses.replace(FALLING, weight_decay=1e4)
+    run = Run(tmp_path, save_interval=2, optimizer=decaying, scaled=False)
+    for group in run.stage.learner.optimizer.param_groups:
+        group["weight_decay"] = decaying.weight_decay
+    with pytest.raises(UserError, match=r"^test: after step \d: model\..* which no trained weight comes near; that is"):
+        run()
+
+
 # ---- the best
 
 
@@ -323,7 +380,7 @@ def test_the_best_validation_is_kept_and_found_after_a_resume(tmp_path):
 
     run(total=6)()
     assert run().names() == ["step_00000004_best", "step_00000006"]
-    assert load_latest(run().checkpoints).state["best"] == {"metric": "score", "value": 3.0}
+    assert load_latest(run().checkpoints).state["best"] == {"metric": "score", "value": 3.0, "owed": False}
     assert run(total=8)().names() == ["step_00000004_best", "step_00000008"]  # better than 6, but not than 4
     assert run(total=14)().names() == ["step_00000010_best", "step_00000014"]
 
@@ -339,13 +396,13 @@ def test_what_is_better_is_for_the_metric_to_say(choose, best):
 # ---- asked to stop
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", WISHES)
 def test_a_signal_finishes_the_step_and_saves_the_same_bytes(tmp_path, number):
     def kill(at):
         if at == 4:
             os.kill(os.getpid(), number)
 
-    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    handlers = [signal.getsignal(n) for n in WISHES]
     whole = Run(tmp_path / "a", save_interval=1, keep_checkpoints=9)()
     stopped = Run(tmp_path / "b", before=kill)
     with pytest.raises(Stopped, match=f"{number.name}: saved after step 5 of 7; start again") as caught:
@@ -354,9 +411,98 @@ def test_a_signal_finishes_the_step_and_saves_the_same_bytes(tmp_path, number):
     assert stopped.asked == [0, 1, 2, 3, 4]
     file = "step_00000005/state.pt"
     assert (whole.checkpoints / file).read_bytes() == (stopped.checkpoints / file).read_bytes()
-    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
+    assert [signal.getsignal(n) for n in WISHES] == handlers
     resumed = Run(tmp_path / "b")()
     assert resumed.asked == [5, 6]
+    assert_same_end(whole, resumed)
+
+
+@pytest.mark.parametrize("at", ["the step before", "the validation"])
+@pytest.mark.parametrize("last", [4, 7])
+def test_a_validation_does_not_delay_the_save_and_is_made_up_for(tmp_path, at, last):
+    """torchrun kills 30 seconds after a signal; a validation may take longer. It is the best one, of step 4 of 7."""
+    asked_for_it = []
+
+    def ask() -> None:
+        if not asked_for_it:
+            asked_for_it.append(True)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def score(step: int) -> float:
+        if step == last and at == "the validation":
+            ask()
+            time.sleep(0)  # where a validation works on
+            pytest.fail("the validation went on")
+        return float(step)
+
+    def before(step: int) -> None:
+        if step == last - 1 and at == "the step before":
+            ask()
+
+    run = partial(Run, total=7, sample_interval=4, save_interval=2)
+    whole = run(tmp_path / "a", score=float)()
+    stopped = run(tmp_path / "b", before=before, score=score)
+    with pytest.raises(Stopped, match=f"SIGTERM: saved after step {last} of 7"):
+        stopped()
+    assert stopped.names()[-1] == f"step_{last:08d}"
+    resumed = run(tmp_path / "b", score=float)()
+    assert resumed.validated == [4, 7][last == 7 :]
+    assert resumed.asked == list(range(last, 7))
+    assert resumed.names() == whole.names()
+    assert_same_end(whole, resumed)
+    assert [line["step"] for line in logged(tmp_path / "b") if "score" in line] == [4, 7]
+
+
+def test_a_made_up_validation_that_is_cut_off_is_logged_once(tmp_path, monkeypatch):
+    run = partial(Run, tmp_path, total=6, sample_interval=2, score=float)
+    with pytest.raises(Stopped):
+        run(before=lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 1 else None)()
+
+    def killed(*_) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module, "save_checkpoint", killed)
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                run()()
+    run()()
+    assert [line["step"] for line in logged(tmp_path) if "score" in line] == [2, 4, 6]
+
+
+def test_a_place_where_nothing_can_be_saved_shows_before_the_first_step(tmp_path, monkeypatch):
+    whole_fsync = os.fsync
+
+    def broken(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, "Input/output error")
+        whole_fsync(descriptor)
+
+    run = Run(tmp_path)
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(UserError, match=r"step_00000000: cannot be saved \(Input/output error\); "):
+        run()
+    assert run.asked == []
+
+
+def test_where_folders_cannot_be_synced_a_run_saves_and_goes_on(tmp_path, monkeypatch):
+    whole_fsync = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        whole_fsync(descriptor)
+
+    def dies(number) -> None:
+        if number == 5:
+            raise ZeroDivisionError
+
+    whole = Run(tmp_path / "a", save_interval=2)()
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(ZeroDivisionError):
+        Run(tmp_path / "b", before=dies, save_interval=2)()
+    resumed = Run(tmp_path / "b", save_interval=2)()
+    assert resumed.asked == [4, 5, 6]
     assert_same_end(whole, resumed)
 
 
@@ -372,7 +518,7 @@ def test_a_second_ctrl_c_quits_at_once(tmp_path, first):
     run = Run(tmp_path, before=twice, save_interval=3)
     with pytest.raises(KeyboardInterrupt):
         run()
-    assert run.names() == ["step_00000003"]
+    assert run.names() == ["step_00000000", "step_00000003"]
 
 
 def test_max_hours_begin_with_the_first_step(tmp_path, monkeypatch):

@@ -75,6 +75,12 @@ def guidances(model: Path) -> list[float]:
     return sorted(one["sampling"]["guidance"] for one in settings)
 
 
+def mixings(model: Path) -> dict[float, float | None]:
+    """By guidance."""
+    settings = [json.loads(path.read_text())["sampling"] for path in model.parent.glob("generated/*/settings.json")]
+    return {one["guidance"]: one["mix_above"] for one in settings}
+
+
 def make(model: Path, *more: str) -> None:
     sample.main(["--model", str(model), "--num_images", "1", "--steps", "2", *more])
 
@@ -108,6 +114,13 @@ def test_whoever_names_a_guidance_gets_it(model, times_chosen):
     make(model, "--purpose", "augment", "--guidance", "1.25")
     make(model, "--purpose", "augment", "--set", "sampling.guidance=1.75")
     assert (guidances(model), times_chosen) == ([1.25, 1.75], [])
+
+
+def test_images_for_a_classifier_are_mixed_and_those_to_look_at_are_not(model, times_chosen):
+    make(model)
+    make(model, "--purpose", "augment")
+    make(model, "--purpose", "augment", "--guidance", "1.25", "--set", "sampling.mix_above=5")
+    assert mixings(model) == {1.5: None, 3.0: guidance.MIX_ABOVE, 1.25: 5}
 
 
 def test_the_choice_is_of_this_model_and_this_sampler_alone(model, times_chosen):

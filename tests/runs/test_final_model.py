@@ -1,10 +1,14 @@
 """What a run leaves comes back as it was, and what does not go together is refused by name."""
 
+import contextlib
+import itertools
 import json
+import os
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from tests.tiny import tiny, tiny_denoiser, tiny_images, tiny_vae
 from train.base.errors import UserError
@@ -61,17 +65,58 @@ def test_a_vae_comes_back_with_its_config_split_and_statistics(tmp_path):
     assert json.loads((tmp_path / "latent_statistics.json").read_text()) == STATISTICS
 
 
-def test_a_vae_whose_saving_was_cut_off_has_no_config_json(tmp_path, monkeypatch):
-    """That is written last: whoever looks for the model finds none."""
+@pytest.mark.parametrize("stage", ["vae", "ldm"])
+def test_a_model_whose_saving_was_cut_off_is_the_one_before(tmp_path, monkeypatch, stage):
+    """Of the new one nothing is there, wherever among its files a process was killed."""
 
-    def killed(*args):
-        raise KeyboardInterrupt
+    def save(seed: int) -> None:
+        config, data = tiny(f"seed={seed}"), tiny_images()
+        split = make_split(data, config.data)
+        if stage == "vae":
+            save_vae(tmp_path / "m", tiny_vae(config, 0.8 + seed, seed), {"of": seed}, config, data, split)
+        else:
+            models = tiny_denoiser(config, seed=seed), tiny_vae(config, seed=seed)
+            save_ldm(tmp_path / "m", *models, config, data, split)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(model_folder, "write_json", killed)
-        with pytest.raises(KeyboardInterrupt):
-            vae_in(tmp_path)
-    assert "config.json: there is no such file" in refused(load_vae, tmp_path, tiny())
+    def contents() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in (tmp_path / "m").rglob("*") if path.is_file()}
+
+    save(seed=0)
+    before = contents()
+    for number in itertools.count():
+        calls, replace = itertools.count(), os.replace
+
+        def killed(*paths, calls=calls, replace=replace, number=number) -> None:
+            if next(calls) == number:
+                raise KeyboardInterrupt
+            replace(*paths)
+
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(os, "replace", killed)
+            save(seed=1)
+            break
+        assert contents() == before
+    assert number == len(before) + 2  # each file, and the folder's two renames
+    assert contents().keys() == before.keys()
+    assert all(contents()[file] != before[file] for file in before if file.endswith((".safetensors", "config.yaml")))
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+@pytest.mark.parametrize("stage", ["vae", "ldm"])
+def test_a_full_disk_in_a_final_model_is_answered_with_the_file(tmp_path, monkeypatch, stage):
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    config, data = tiny(), tiny_images()
+    split, vae, file = make_split(data, config.data), tiny_vae(config), "diffusion_pytorch_model.safetensors"
+    if stage == "vae":
+        message = refused(save_vae, tmp_path / "m", vae, STATISTICS, config, data, split)
+    else:
+        message = refused(save_ldm, tmp_path / "m", tiny_denoiser(config), vae, config, data, split)
+    where = tmp_path / "m" / ("" if stage == "vae" else "vae") / file
+    assert message == f"{where}: cannot be written (No space left on device)"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,20 @@ def test_a_folder_with_a_foreign_config_is_refused_and_untouched(tmp_path):
     assert 'unknown key "model"' in refused(tmp_path, tiny(), "ldm")
 
 
+@pytest.mark.parametrize("stage", ["vae", "ldm"])
+@pytest.mark.parametrize("place", ["final_model", "final_model/new", "final_model/unet/deep/new"])
+def test_a_saved_model_is_no_place_for_a_run(tmp_path, stage, place):
+    """It holds the config and the split of its run, and would pass for the run's folder."""
+    config, data, run = tiny(), tiny_images(), tmp_path / "run"
+    open_run(run, config, stage)
+    save_split(run / "split.json", make_split(data, config.data), data, config.data)
+    save_split(run / "final_model/split.json", make_split(data, config.data), data, config.data)
+    save_config(config, run / "final_model")
+    (run / "final_model" / ("config.json" if stage == "vae" else "users.json")).write_text("{}")
+    assert f"is the saved model {run / 'final_model'}, or lies within it" in refused(run / place, config, stage)
+    open_run(run, config, stage)
+
+
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
     path = tmp_path / "file"
     path.write_text("mine")

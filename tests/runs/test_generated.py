@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
+from diffusion.schedule import make_schedule
+from tests.tiny import tiny, tiny_denoiser, tiny_vae
 from train.base.errors import UserError
 from train.base.files import read_json
 from train.config.sections import DataConfig, GenerationConfig
+from train.runs.final_model import TrainedLDM
 from train.runs.generated import claim_folder, default_folder, folder_to_judge, layout, overview, settings_of
 
 SAMPLING = GenerationConfig(steps=4, guidance_interval=(0.1, 5.0), batch_size=4)
@@ -20,43 +22,78 @@ MODEL = Path("runs/ldm/final_model")
 
 
 @pytest.fixture
-def models() -> tuple[nn.Module, nn.Module]:
-    torch.manual_seed(0)
-    return nn.Linear(2, 3), nn.Linear(3, 1)
+def trained() -> TrainedLDM:
+    config = tiny()
+    return TrainedLDM(tiny_vae(config), tiny_denoiser(config), make_schedule(config.schedule), ["ID1", "ID2", "ID10"])
 
 
-def folder_of(sampling, seed, models) -> Path:
-    return default_folder(MODEL, settings_of(sampling, seed, models))
+def folder_of(sampling, seed, trained) -> Path:
+    return default_folder(MODEL, settings_of(sampling, seed, trained))
 
 
-def test_the_batch_size_changes_neither_settings_nor_folder(models):
+def test_the_batch_size_changes_neither_settings_nor_folder(trained):
     other = replace(SAMPLING, batch_size=1)
-    assert settings_of(other, 0, models) == settings_of(SAMPLING, 0, models)
-    assert folder_of(other, 0, models) == folder_of(SAMPLING, 0, models)
+    assert settings_of(other, 0, trained) == settings_of(SAMPLING, 0, trained)
+    assert folder_of(other, 0, trained) == folder_of(SAMPLING, 0, trained)
 
 
 @pytest.mark.parametrize(
     "change", [{"sampler": "ddim"}, {"steps": 5}, {"spacing": "leading"}, {"eta": 0.5}, {"guidance": 3.0},
                {"guidance_interval": None}],
 )  # fmt: skip
-def test_what_changes_images_changes_settings_and_folder(models, change):
+def test_what_changes_images_changes_settings_and_folder(trained, change):
     sampling = replace(SAMPLING, **({"sampler": "ddim"} if "eta" in change else {}))
     other = replace(sampling, **change)
     assert other != sampling
-    assert settings_of(other, 0, models) != settings_of(sampling, 0, models)
-    assert folder_of(other, 0, models) != folder_of(sampling, 0, models)
+    assert settings_of(other, 0, trained) != settings_of(sampling, 0, trained)
+    assert folder_of(other, 0, trained) != folder_of(sampling, 0, trained)
 
 
-def test_other_seeds_and_other_weights_have_folders_of_their_own(models):
-    folders = {folder_of(SAMPLING, 0, models), folder_of(SAMPLING, 1, models)}
+def test_other_seeds_and_other_weights_have_folders_of_their_own(trained):
+    folders = {folder_of(SAMPLING, 0, trained), folder_of(SAMPLING, 1, trained)}
     with torch.no_grad():
-        models[1].bias += 1e-6
-    assert len({*folders, folder_of(SAMPLING, 0, models)}) == 3
+        trained.vae.decoder.conv_out.bias += 1e-6
+    assert len({*folders, folder_of(SAMPLING, 0, trained)}) == 3
     assert all(folder.parent == MODEL.parent / "generated" for folder in folders)
 
 
-def test_a_folder_goes_on_with_its_own_settings_only(tmp_path, models):
-    settings, other = settings_of(SAMPLING, 0, models), settings_of(SAMPLING, 1, models)
+def other_scale(trained: TrainedLDM) -> TrainedLDM:
+    trained.vae.config = replace(trained.vae.config, scaling_factor=0.7)
+    return trained
+
+
+def other_heads(trained: TrainedLDM) -> TrainedLDM:
+    """Weights of the same shapes mean another network."""
+    trained.denoiser.unet.config = replace(trained.denoiser.unet.config, num_heads=4)
+    return trained
+
+
+def other_schedule(**changes):
+    return lambda trained: replace(trained, schedule=make_schedule(replace(trained.schedule.config, **changes)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [other_scale, other_heads, other_schedule(beta_end=0.02), other_schedule(kind="linear"),
+     other_schedule(prediction="x0"), lambda trained: replace(trained, users=["ID2", "ID1", "ID10"])],
+    ids=["scale", "heads", "betas", "kind", "prediction", "users"],
+)  # fmt: skip
+def test_how_the_same_weights_are_used_decides_images_too(tmp_path, trained, change):
+    before, real = settings_of(SAMPLING, 0, trained), tmp_path / "data"
+    claim_folder(real, tmp_path / "images", before)
+    (tmp_path / "images/ID1").mkdir()
+    (tmp_path / "images/ID1/generated_000.png").touch()
+    after = settings_of(SAMPLING, 0, change(trained))
+    assert default_folder(MODEL, after) != default_folder(MODEL, before)
+    with pytest.raises(UserError, match="holds images of other"):
+        claim_folder(real, tmp_path / "images", after)
+    with pytest.raises(UserError, match="holds images that another model made"):
+        folder_to_judge(MODEL, after, tmp_path / "images", real, ["ID1"])
+    assert folder_to_judge(MODEL, before, tmp_path / "images", real, ["ID1"])[0] == tmp_path / "images"
+
+
+def test_a_folder_goes_on_with_its_own_settings_only(tmp_path, trained):
+    settings, other = settings_of(SAMPLING, 0, trained), settings_of(SAMPLING, 1, trained)
     for _ in range(2):
         claim_folder(tmp_path / "data", tmp_path / "images", settings)
     assert read_json(tmp_path / "images/settings.json") == settings

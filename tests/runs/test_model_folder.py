@@ -565,3 +565,19 @@ def test_the_scheduler_config_of_stable_diffusion_1_5_opens_here(tmp_path):
     }  # fmt: skip
     (tmp_path / "scheduler_config.json").write_text(json.dumps(published))
     assert load_schedule(tmp_path) == ScheduleConfig("scaled_linear", 1000, 0.00085, 0.012, prediction="noise")
+
+
+@pytest.mark.parametrize("value", [float("nan"), -1e6])
+def test_spoilt_weights_are_neither_saved_nor_loaded(tmp_path, monkeypatch, value):
+    torch.manual_seed(0)
+    vae = AutoencoderKL(VAE)
+    with torch.no_grad():
+        vae.decoder.conv_out.bias[1] = value
+    with pytest.raises(UserError, match=r"decoder\.conv_out\.bias holds .*; such a model is not saved$"):
+        save(vae, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(model_folder, "what_is_wrong", lambda _: "")
+        save(vae, tmp_path / "model")
+    with pytest.raises(UserError, match=r"model\.safetensors: decoder\.conv_out\.bias holds .*; use an earlier model$"):
+        load(tmp_path / "model")

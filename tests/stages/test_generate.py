@@ -1,5 +1,7 @@
 """An image is a function of seed, user and number, and of nothing else."""
 
+import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +12,9 @@ from diffusion.sampling import SamplingConfig
 from diffusion.schedule import ScheduleConfig, make_schedule
 from tests.tiny import tiny, tiny_denoiser, tiny_vae
 from train.data.images import to_uint8
-from train.stages.generate import generate
+from train.engine.step import NotFinite
+from train.base.randomness import generator
+from train.stages.generate import another, generate
 
 WANTED = [(user, number) for user in range(3) for number in range(2)]
 
@@ -104,7 +108,41 @@ def test_latents_are_guided_then_unscaled_and_never_clipped(sampler, guidance):
     assert torch.equal(pixels, to_uint8(recorder.decode(recorder.latents)))
 
 
+def test_large_structures_are_those_of_another_user(models):
+    """Wholly mixed, an image is another user's from the same noise; mixed nowhere, it is the user's own."""
+    model, vae, schedule = copy.deepcopy(models)
+    model.user_encoder.config = replace(model.user_encoder.config, num_users=2)
+    swapped = copy.deepcopy(model)
+    swapped.user_encoder.embedding.weight.data[:2] = model.user_encoder.embedding.weight.data[:2].flip(0)
+    wanted = [(user, number) for user in (0, 1) for number in range(2)]
+
+    def made(one, mix_above):
+        return images((one, vae, schedule), SamplingConfig(steps=4, guidance=2.0, mix_above=mix_above), wanted)
+
+    assert torch.equal(made(model, 1e-9), made(swapped, None))
+    assert torch.equal(made(model, 1e9), made(model, None))
+    assert not torch.equal(made(model, 2.0), made(model, None))
+
+
+def test_another_user_is_any_of_the_others():
+    found = [another(1, 4, generator(0, "mix", 1, number)) for number in range(100)]
+    assert set(found) == {0, 2, 3}
+    assert another(0, 1, generator(0, "mix")) == 0
+
+
 def test_images_are_bytes_without_a_gradient(models):
     result = generate(*models, SamplingConfig(steps=2), WANTED, 0, 4)
     assert result.dtype == torch.uint8
     assert not result.requires_grad
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_images_that_are_no_numbers_are_refused_and_never_black(models, part):
+    """Products of finite weights need not be finite."""
+    model, vae, schedule = models
+    spoilt_unet, spoilt_vae = copy.deepcopy(model), copy.deepcopy(vae)
+    with torch.no_grad():
+        for weight in (spoilt_unet.unet if part == "unet" else spoilt_vae.decoder).parameters():
+            weight.mul_(1e8)
+    with pytest.raises(NotFinite, match="the model's images are no finite numbers"):
+        images((spoilt_unet, spoilt_vae, schedule))

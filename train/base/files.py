@@ -1,9 +1,11 @@
 """Files that are either complete or absent, JSON, files of tensors, and hashes."""
 
+import errno
 import hashlib
 import json
 import os
 import pickle
+import re
 import struct
 import warnings
 from collections.abc import Iterable, Iterator
@@ -21,6 +23,36 @@ LOAD_ERRORS = (
     OSError, struct.error,
 )  # fmt: skip
 
+# What file systems say that cannot sync a folder, such as some on a network; the renames in it are theirs to keep.
+NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around all that writes to `path`: UserError where that fails, in whichever library it does."""
+    try:
+        yield
+    except Exception as error:
+        reason = refusal(error)
+        if isinstance(error, UserError) or not reason:
+            raise
+        raise UserError(f"{path}: cannot be written ({reason})") from error
+
+
+def refusal(error: BaseException) -> str:
+    """Why something could not be written: what the system said, or else the library; "" for a bug of ours."""
+    in_rust = re.search(r"([^:]+) \(os error \d+\)", str(error))
+    if in_rust:
+        return in_rust[1].strip()
+    cause: BaseException | None = error
+    while cause:  # torch.save raises a RuntimeError while it handles that of the system
+        if isinstance(cause, OSError):
+            return cause.strerror or str(cause)
+        cause = cause.__cause__ or cause.__context__
+    own_kind = type(error).__module__.partition(".")[0] not in ("builtins", "train")
+    known_apart = isinstance(error, RuntimeError)  # such as torch's errors of memory
+    return str(error).partition("\n")[0] if own_kind and not known_apart else ""
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -30,13 +62,12 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.tmp")  # a fixed name, so what a killed process left is overwritten
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -44,7 +75,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, value: dict) -> None:
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(as_json(value), encoding="utf-8")
+
+
+def as_json(value: dict) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path) -> dict:
@@ -80,10 +115,13 @@ def load_tensors(path: Path) -> dict:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the renames in a folder survive a power cut."""
+    """Make the renames in a folder survive a power cut, where its file system can do that."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
     finally:
         os.close(descriptor)
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TextIO
 
 from tqdm import tqdm
@@ -16,5 +17,6 @@ def progress(iterable: Iterable | None = None, leave: bool = True, **options) ->
 
 
 def say(line: str, file: TextIO | None = None) -> None:
-    """Print a line without breaking the bar that may be shown."""
-    tqdm.write(line, file or sys.stdout)
+    """Print a line without breaking the bar that may be shown; a terminal that is gone does not end a run."""
+    with suppress(OSError):
+        tqdm.write(line, file or sys.stdout)

@@ -9,6 +9,8 @@ from typing import NoReturn
 
 from train.base import processes
 from train.base.errors import SEE_MEMCHECK, Stopped, UserError, nearest, one_line, out_of_memory, require
+from train.base.names import expanded
+from train.base.progress import say
 from train.config.load import CONFIGS, describe
 from train.config.schema import ALTERNATIVES, Config
 
@@ -74,10 +76,20 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
+def a_path(text: str) -> Path:
+    """The type of flags that are paths, and no keys of the config."""
+    if not text:  # for example from an unset shell variable
+        raise argparse.ArgumentTypeError("needs a value, not an empty one")
+    try:
+        return Path(expanded(text))
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def make_parser(command: str, description: str, stage: str) -> Parser:
     parser = Parser(command, description)
     default = "config.yaml of the model" if command in USED else f"configs/{DEFAULT_CONFIG.name}"
-    parser.add_argument("--config", type=Path, default=None, help=f"YAML file (default: {default})")
+    parser.add_argument("--config", type=a_path, default=None, help=f"YAML file (default: {default})")
     more = "change one value of the config"
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help=more)
     for flag, keys in flag_keys(stage).items():
@@ -138,10 +150,10 @@ def run(main: Callable[[list[str] | None], int | None]) -> None:
         with processes.joined():
             try:
                 status = main(None)
+                sys.stdout.flush()
             except Stopped as stopped:
-                print(stopped, file=sys.stderr)
+                say(str(stopped), sys.stderr)  # a terminal that has been closed is a reason to stop
                 status = stopped.status
-        sys.stdout.flush()
         sys.exit(status)
     except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

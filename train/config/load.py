@@ -6,7 +6,7 @@ line and the key. PyYAML's node graph has the lines; what a scalar means, the da
 is a float (PyYAML reads a string), `no` is a choice of `Literal["no", "fp16"]` (PyYAML reads False), and `010` and
 `1:30` are no integers (PyYAML reads 8 and 90).
 
-Annotations: int, float, bool, str, Literal, tuple[T, ...], tuple[T, U], unions, nested dataclasses.
+Annotations: int, float, bool, str, PathText, Literal, tuple[T, ...], tuple[T, U], unions, nested dataclasses.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from train.base.errors import UserError, nearest, require
+from train.base.names import PathText, expanded
 
 T = TypeVar("T")
 
@@ -33,7 +34,10 @@ BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "of
 UNWRITABLE = re.compile(r"[\0\ud800-\udfff]")  # NUL and surrogates: no file's name or text can hold them
 NULLS = {"", "~", "null", "Null", "NULL"}
 CONFIGS = Path(__file__).parents[2] / "configs"
-WORDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", NoneType: "null"}
+WORDS = {
+    bool: "true or false", int: "a whole number", float: "a finite number", str: "text", PathText: "text",
+    NoneType: "null",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +150,7 @@ def _read_with_bases(
         return root
     named = isinstance(base.value, str) and base.value
     require(named, f"{base.origin}: base must be the name of a YAML file, not {base}")
-    beside, ours = path.parent / base.value, CONFIGS / base.value
+    beside, ours = path.parent / _expanded(base.value, f"{base.origin}: base: "), CONFIGS / base.value
     of_project = ours.parent == CONFIGS and os.path.isfile(ours) and not os.path.lexists(beside)
     lower = ours if of_project else beside
     under = _read_with_bases(lower, alternatives, f"{base.origin}: base: ", (*above, real_path))
@@ -259,6 +263,8 @@ def _section(cls: type, node: Node, name: str) -> Any:
             hint = f" (did you mean {deeper}?)" if deeper else hint  # such as unet.channels for channels
             raise UserError(f'{value.origin}: unknown key "{key}" in {section}{hint}')
         values[key] = _value(kinds[key], value, f"{name}.{key}" if name else key)
+        if PathText in (kinds[key], *get_args(kinds[key])) and values[key]:
+            values[key] = _expanded(values[key], f"{value.origin}: {name}.{key}: ")
     absent = ", which no file has," if node.in_no_file else ""
     for field in dataclasses.fields(cls):
         given = field.name in values or not (field.default is field.default_factory is dataclasses.MISSING)
@@ -273,9 +279,16 @@ def _section(cls: type, node: Node, name: str) -> Any:
         raise UserError(f"{where}: {f'{section}: ' if name else ''}{error}") from error
 
 
+def _expanded(path: str, where: str) -> str:
+    try:
+        return expanded(path)
+    except UserError as error:
+        raise UserError(f"{where}{error}") from None
+
+
 def _value(kind: Any, node: Node, name: str) -> Any:
     """One value as the annotation `kind`; `name` is its dotted key, for errors."""
-    args = get_args(kind)
+    kind, args = str if kind is PathText else kind, get_args(kind)
     if dataclasses.is_dataclass(kind):
         if isinstance(node.value, dict):
             return _section(kind, node, name)
@@ -300,7 +313,7 @@ def _value(kind: Any, node: Node, name: str) -> Any:
     hint = ""
     if isinstance(node.value, str) and get_origin(kind) is Literal:
         hint = nearest(node.value, map(str, args))
-    elif isinstance(node.value, str) and str in (kind, *args):
+    elif isinstance(node.value, str) and {str, PathText} & {kind, *args}:
         hint = "; put it in quotes if it is text"
         if UNWRITABLE.search(node.override or node.value):
             hint = ", which holds a character that no file can hold"

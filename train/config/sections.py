@@ -9,6 +9,7 @@ from typing import Literal
 
 from diffusion.sampling import SamplingConfig
 from train.base.errors import UserError, require
+from train.base.names import PathText
 from train.base.randomness import steps_per_epoch
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
@@ -20,7 +21,7 @@ BUILT_IN, BUILT_IN_RECORDING = "data/simulated", r"^(rec\d+)_"  # made by `make 
 class DataConfig:
     """Where the images are, the size at which models see them, and how they are split (train/data/split.py)."""
 
-    dir: str = BUILT_IN
+    dir: PathText = BUILT_IN
     resolution: int = 128
     """Pixels, height and width."""
     channels: Literal[1, 3] = 3
@@ -63,7 +64,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class LatentsConfig:
-    vae_path: str | None = None
+    vae_path: PathText | None = None
     """Folder of a trained VAE; None: `final_model` in vae_training.output_dir."""
     cache_latents: bool = True
     """Encode every image once, before training, instead of in each step."""
@@ -82,7 +83,7 @@ class VAELossConfig:
     spectral_weight: float = 0.0
     """Weight of the difference of local spectra, which keeps the power of textures that latents cannot describe."""
     perceptual_weight: float = 0.0
-    perceptual_weights: str | None = None
+    perceptual_weights: PathText | None = None
     """A file of torchvision's VGG16 weights (`vgg16-397923af.pth`), needed for a perceptual_weight."""
     adversarial_weight: float = 0.0
     """Factor on the adversarial term's adaptive weight; 0 trains without a discriminator."""
@@ -121,7 +122,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    output_dir: str
+    output_dir: PathText
     batch_size: int
     """Images that go through the model at once (the micro-batch), in each process."""
     num_epochs: int | None = None

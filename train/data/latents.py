@@ -4,6 +4,8 @@ Shapes: N images, B batch, Z h w latents. The moments of an image are the mean a
 latents, (2, Z, h, w).
 """
 
+import hashlib
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -19,9 +21,11 @@ from train.base.errors import UserError
 from train.base.files import replacing, tensors_hash
 from train.base.processes import on_main
 from train.base.progress import progress
+from train.base.units import MiB
 from train.data.dataset import UserImages, evenly
 
 ENCODING_BATCH = 16
+SHA256_BYTES = 32
 
 
 @torch.no_grad()
@@ -71,7 +75,8 @@ def cached_moments(
 ) -> Tensor:
     """Moments of the images `rows` (R,), float32 (R, 2, Z, h, w), mapped from a file that is written the first time.
 
-    The file's name is a hash of all that they depend on: the VAE, except the scale of its latents, and the pixels.
+    The file's name is a hash of all that they depend on: the VAE, except the scale of its latents, and the pixels. It
+    ends with a checksum of that and of its content; one that does not fit is written again, and that is said.
     """
     config, images = replace(vae.config, scaling_factor=None, sample_size=None), data.images[rows]
     key = tensors_hash([images, *vae.state_dict().values()], repr((config, images.shape)))
@@ -79,16 +84,41 @@ def cached_moments(
 
     def write() -> None:
         if path.is_file():
-            return
+            if _is_whole(path, key):
+                return
+            print(f"{path}: is damaged; the images are encoded again", file=sys.stderr)
         header = {"descr": "<f4", "fortran_order": False, "shape": (len(rows), 2, *latent_shape(vae, data))}
         # Written, not mapped: a page of a mapped file for which the disk has no room kills the process.
         with replacing(path) as temporary, open(temporary, "wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
             for moments in encode_moments(vae, data, rows, device):
                 file.write(moments.contiguous().numpy())
+            file.flush()
+            file.write(_checksum(temporary, key, file.tell()))  # numpy reads no further than the array
 
     on_main(write)
     return torch.from_numpy(np.load(path, mmap_mode="c"))  # "c": writable, as torch wants it, but not in the file
+
+
+def _is_whole(path: Path, key: str) -> bool:
+    """Whether a file of moments can be read, and ends with the checksum of what it holds."""
+    try:
+        content = path.stat().st_size - SHA256_BYTES
+        with open(path, "rb") as file:
+            file.seek(max(content, 0))
+            return file.read() == _checksum(path, key, content)
+    except OSError:
+        return False
+
+
+def _checksum(path: Path, key: str, count: int) -> bytes:
+    """SHA-256 of the key and the first `count` bytes of a file."""
+    digest = hashlib.sha256(key.encode())
+    with open(path, "rb") as file:
+        while count > 0 and (piece := file.read(min(count, MiB))):
+            digest.update(piece)
+            count -= len(piece)
+    return digest.digest()
 
 
 def latent_shape(vae: AutoencoderKL, data: UserImages) -> tuple[int, int, int]:

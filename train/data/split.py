@@ -1,5 +1,7 @@
 """Which images train, which validate and which are held out: made once, saved, shared by VAE, UNet and judge.
 
+An LDM whose images are not all those of its VAE takes over the side of each file that both know.
+
 Whole recordings are held out: overlapping windows of one recording on both sides are a leak, which inflates a
 classifier's accuracy by 10 to 16 points. What is held out is for the judge alone; what training itself watches, to
 choose the best checkpoint, is a part of the recordings that train. `DataConfig.pattern` finds a file's recording in
@@ -9,22 +11,26 @@ its name; without a pattern, each file counts as a recording.
 import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from train.base.errors import UserError, require
 from train.base.files import read_json, tensors_hash, write_json
+from train.base.names import composed
 from train.base.units import counted
 from train.config.sections import DataConfig
-from train.data.dataset import UserImages, natural_key
+from train.data.dataset import UserImages
+from train.data.folders import natural_key
 
 # The settings on which a split depends.
 DECIDED_BY = ("recording_pattern", "recordings_per_user", "validation_fraction", "seed")
+AGAIN = "or train everything that shares this split again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +55,7 @@ class Split:
 SIDES = tuple(field.name for field in fields(Split))
 
 
-def make_split(data: UserImages, config: DataConfig) -> Split:
+def make_split(data: UserImages, config: DataConfig, known: Mapping[str, str] = MappingProxyType({})) -> Split:
     """Hold whole recordings of each user out, and validate with a share of the images of the others.
 
     Of a user's n recordings min(recordings_per_user, n - 1) train; without that number, all but a share
@@ -59,34 +65,72 @@ def make_split(data: UserImages, config: DataConfig) -> Split:
     The same share of the user's training images, at least one and not all, validates: the last ones of the recording
     with the largest hash, and where it has too few, of the one before it, so that neighbours stay together.
 
-    A user's only recording trains, and so does a user's only training image. UserError where nothing would be held
-    out, or nothing would validate.
+    A user's only recording trains, and so does a user's only training image. `known` files, by path, keep their side,
+    whether they are still here or not, and new files of their recordings go with them; new recordings make up what is
+    lacking of these numbers.
+
+    UserError where nothing would be held out, nothing would validate, or nothing of a user may train.
     """
     own: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))  # user -> recording -> rows
     for row, (user, path) in enumerate(zip(data.user_index.tolist(), data.paths, strict=True)):
         own[user][recording_of(path, config.pattern)].append(row)
-    train, validation, held_out = [], [], []
+    ordered = sorted(known.items(), key=lambda item: SIDES.index(item[1]))  # "held_out" comes last, and prevails
+    recordings_before = {(path.partition("/")[0], recording_of(path, config.pattern)): side for path, side in ordered}
+    sides: dict[str, list[int]] = {side: [] for side in SIDES}
     for user, recordings in own.items():
         name = data.user_names[user]
         ranked = sorted(recordings, key=lambda key, name=name: tensors_hash([], [config.seed, name, key]))
         rows = [sorted(recordings[key], key=lambda row: natural_key(data.paths[row])) for key in ranked]
-        out = _share(config.validation_fraction, len(ranked))
-        if config.recordings_per_user is not None:
-            out = max(len(ranked) - config.recordings_per_user, min(1, len(ranked) - 1))
-        held_out += chain(*rows[:out])
-        training = list(chain(*rows[out:]))
-        watched = _share(config.validation_fraction, len(training))
-        train += training[: len(training) - watched]
-        validation += training[len(training) - watched :]
+        before = [[known.get(data.paths[row]) for row in its] for its in rows]
+        out = _held_out([recordings_before.get((name, key)) for key in ranked], config)
+        sides["held_out"] += chain(*(its for its, is_out in zip(rows, out, strict=True) if is_out))
+        training = list(chain(*(its for its, is_out in zip(rows, out, strict=True) if not is_out)))
+        require(training, f"{config.dir}: all that there is of {name} was held out when the VAE was trained, and stays "
+                "so; add other recordings, or train the VAE again")
+        watched = _validate([_like_neighbours(its) for its, is_out in zip(before, out, strict=True) if not is_out],
+                            config.validation_fraction)  # fmt: skip
+        for row, validates in zip(training, watched, strict=True):
+            sides["validation" if validates else "train"].append(row)
     single = [data.user_names[user] for user, recordings in own.items() if len(recordings) == 1]
-    require(held_out, f"{config.dir}: every user has a single recording, so none is left to hold out; add some, or "
-            "change data.recording_pattern")
-    require(validation, f"{config.dir}: no user has a second image in the recordings that train, so none is left to "
-            "validate with; add images, or raise data.recordings_per_user")
+    require(sides["held_out"], f"{config.dir}: every user has a single recording, so none is left to hold out; add "
+            "some, or change data.recording_pattern")
+    require(sides["validation"], f"{config.dir}: no user has a second image in the recordings that train, so none is "
+            "left to validate with; add images, or raise data.recordings_per_user")
     if single:
         print(f"{config.dir}: one recording only, hence nothing of it is held out: {', '.join(single)}",
               file=sys.stderr)
-    return Split(*(torch.tensor(sorted(side)) for side in (train, validation, held_out)))
+    return Split(**{side: torch.tensor(sorted(rows)) for side, rows in sides.items()})
+
+
+def _held_out(before: list[str | None], config: DataConfig) -> list[bool]:
+    """Which recordings of a user are held out, from the sides that they had before: None, a new one."""
+    count = len(before)
+    wanted = _share(config.validation_fraction, count)
+    if config.recordings_per_user is not None:
+        wanted = max(count - config.recordings_per_user, min(1, count - 1))
+    new = [at for at, side in enumerate(before) if side is None]
+    chosen = set(new[: max(wanted - before.count("held_out"), 0)])
+    return [side == "held_out" or at in chosen for at, side in enumerate(before)]
+
+
+def _like_neighbours(before: list[str | None]) -> list[str | None]:
+    """The sides of a recording's files, in their order: a new one has that of the next before it, else behind it."""
+    filled, last = [], next(filter(None, before), None)
+    for side in before:
+        last = side or last
+        filled.append(last)
+    return filled
+
+
+def _validate(before: list[list[str | None]], fraction: float) -> list[bool]:
+    """Which of a user's training images validate, from the sides in `before` of each of the recordings."""
+    sides = list(chain(*before))
+    if set(sides) in ({"train"}, {"validation"}):  # of those that are left: both are needed
+        sides = [None] * len(sides)
+    lacking = _share(fraction, len(sides)) - sides.count("validation")
+    new = [at for at, side in enumerate(sides) if side is None]
+    chosen = set(new[len(new) - max(lacking, 0) :])
+    return [side == "validation" or at in chosen for at, side in enumerate(sides)]
 
 
 def _share(fraction: float, count: int) -> int:
@@ -96,7 +140,7 @@ def _share(fraction: float, count: int) -> int:
 
 def recording_of(path: str, pattern: str | None) -> str:
     """The recording of a file: group 1 of the pattern in its name, or the match; without a pattern, the name."""
-    match = re.search(pattern or "(?s).+", Path(path).name)
+    match = re.search(composed(pattern or "(?s).+"), composed(Path(path).name))
     recording = match and match[1 if match.re.groups else 0]
     require(recording, f"{path}: data.recording_pattern {pattern!r} finds no recording in this file's name")
     return recording
@@ -118,16 +162,44 @@ def save_split(path: Path, split: Split, data: UserImages, config: DataConfig) -
 def load_split(path: Path, data: UserImages, config: DataConfig) -> Split:
     """A saved split, as rows of `data`. UserError unless it has the same settings and exactly these files."""
     settings, sides = read_split(path)
-    again = "or train everything that shares this split again"
-    for key in DECIDED_BY:
-        old, new = settings.get(key), getattr(config, key)
-        require(old == new, f"{path}: was made with data.{key} {old!r}, not {new!r}; set it so, {again}")
+    require_settings(path, settings, config)
     listed, present = Counter(chain(*sides.values())), Counter(data.paths)
     differ = sorted((listed - present) + (present - listed))
     require(not differ, f"{path}: does not fit the images in {config.dir}: {len(differ)} were added, removed or "
-            f"listed twice, the first is {min(differ, default='')}; undo that, {again}")
+            f"listed twice, the first is {min(differ, default='')}; undo that, {AGAIN}")
     rows = {name: row for row, name in enumerate(data.paths)}
     return Split(**{side: torch.tensor(sorted(rows[name] for name in names)) for side, names in sides.items()})
+
+
+def adapt_split(path: Path, data: UserImages, config: DataConfig) -> Split:
+    """A split of `data` that agrees with a saved one about all files that both have; says where it is another.
+
+    UserError where both have files, and the saved one has other settings.
+    """
+    settings, sides = read_split(path)
+    known, here = {name: side for side in SIDES for name in sides[side]}, set(data.paths)
+    if known.keys() == here:
+        return load_split(path, data, config)
+    both = len(known.keys() & here)
+    if both:
+        require_settings(path, settings, config)
+    split = make_split(data, config, {} if differing(settings, config) else known)
+    new, gone = len(here) - both, len(known) - both
+    print(f"{path}: is of other images; of the {len(here)} in {config.dir} {both} keep their side and {new} are split "
+          f"by the same rule ({gone} of its own are gone)", file=sys.stderr)
+    return split
+
+
+def require_settings(path: Path, settings: dict, config: DataConfig) -> None:
+    for key in differing(settings, config):
+        old, new = settings.get(key), getattr(config, key)
+        raise UserError(f"{path}: was made with data.{key} {old!r}, not {new!r}; set it so, {AGAIN}")
+
+
+def differing(settings: dict, config: DataConfig) -> list[str]:
+    """The settings of a saved split that are others now."""
+    both = {key: (settings.get(key), getattr(config, key)) for key in DECIDED_BY}
+    return [key for key, (old, new) in both.items() if old != new and composed(str(old)) != composed(str(new))]
 
 
 def read_split(path: Path) -> tuple[dict, dict[str, list[str]]]:
@@ -135,7 +207,8 @@ def read_split(path: Path) -> tuple[dict, dict[str, list[str]]]:
     saved = read_json(path)
     try:
         settings = dict(saved["settings"])
-        sides = {side: list(map(str, saved[side])) for side in SIDES if side != "held_out" or side in saved}
+        there = [side for side in SIDES if side != "held_out" or side in saved]
+        sides = {side: [composed(str(name)) for name in saved[side]] for side in there}
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{path}: is not a saved split; delete it to have it made again") from None
     require("held_out" in sides, f"{path}: was made by an earlier version, which held no recordings out of training; "

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from train.base.files import replacing
+from train.base.files import replacing, writing
 from train.base.processes import rank
 from train.data.images import save_picture
 from train.runs.pictures import line_chart
@@ -22,16 +22,18 @@ METRICS = "metrics.jsonl"
 class RunLog:
     """Metrics by optimizer step. Started at step N, it forgets what an earlier run logged after N.
 
-    Only the first process writes.
+    And, at N, what it logged with the metric `again`, which will be logged once more. Only the first process writes.
     """
 
-    def __init__(self, folder: Path, start_step: int):
+    def __init__(self, folder: Path, start_step: int, again: str | None = None):
         self.writes = rank() == 0
         if not self.writes:
             return
         self.path = folder / METRICS
         self.curves_path = folder / "curves.png"
-        self.lines = [line for line in read_lines(self.path) if line["step"] <= start_step]
+        self.lines = [
+            line for line in read_lines(self.path) if line["step"] < start_step + (again not in line)
+        ]
         with replacing(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
         self.tensorboard = SummaryWriter(folder / "tensorboard", purge_step=start_step + 1) if SummaryWriter else None
@@ -40,7 +42,7 @@ class RunLog:
         if not self.writes:
             return
         self.lines.append({"step": step, **values})
-        with open(self.path, "a") as file:
+        with writing(self.path), open(self.path, "a") as file:
             file.write(json.dumps(self.lines[-1]) + "\n")
         if self.tensorboard:
             for name, value in values.items():

@@ -46,6 +46,7 @@ def train_stage(stage_class: type[Stage], config: Config, plan: PlanMicroBatch, 
             save_split(folder / SPLIT, stage.split, stage.data, config.data)
 
         on_main(begin)  # only now that nothing is refused any more
+        trainer.save_first()
         stage.begin(folder)
         trainer.run(watch(trainer, precision))
         with trainer.ema.averaged(stage.model) as averaged:

@@ -31,7 +31,7 @@ NO_ROOM_FOR_OPTIMIZER = (
 
 
 class NotFinite(UserError):
-    """A loss or a gradient is not a finite number. No weight has been changed by it."""
+    """A loss, a gradient or an image is not a finite number. No weight has been changed by it."""
 
 
 @dataclass(eq=False)

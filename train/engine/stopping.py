@@ -3,11 +3,19 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TypeVar
 
+T = TypeVar("T")
+
+WISHES = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last one: the terminal has been closed
 NOT_DONE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again; Make stops at it
+
+
+class Interrupted(BaseException):
+    """A signal has come, and what is done just now can be left undone."""
 
 
 class Stop:
@@ -20,11 +28,16 @@ class Stop:
         self.longest = 0.0
         """Seconds between two questions at most: a step, and perhaps a validation and a save."""
         self.received: signal.Signals | None = None
+        self.can_wait = False  # what is done just now, see `unless_asked`
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """While entered, SIGTERM and SIGINT are taken as a wish to stop."""
-        before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
+        """While entered, SIGTERM, SIGINT and SIGHUP are taken as a wish to stop, but for those that are ignored.
+
+        nohup ignores SIGHUP, and a shell's script SIGINT in what it starts in the background.
+        """
+        heard = [number for number in WISHES if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, self._receive) for number in heard}
         try:
             yield
         finally:
@@ -36,6 +49,22 @@ class Stop:
         if self.received and number == signal.SIGINT and not repeated:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
+        if self.can_wait:
+            self.can_wait = False
+            raise Interrupted
+
+    def unless_asked(self, work: Callable[[], T]) -> T | None:
+        """What `work` returns; None where a signal comes before its end, or has come before it began.
+
+        torchrun kills 30 seconds after a signal, and by then the run has to be saved: this can wait for the next start.
+        """
+        try:
+            self.can_wait = True
+            return None if self.received else work()
+        except Interrupted:
+            return None
+        finally:
+            self.can_wait = False
 
     def reason(self, last: bool = False) -> tuple[str, int] | None:
         """Ask once after each step: why to stop now, with the exit status; None to go on.

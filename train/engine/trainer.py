@@ -15,6 +15,7 @@ from train.base.errors import SEE_MEMCHECK, Stopped, UserError, explaining_out_o
 from train.base.processes import gather, on_main
 from train.base.progress import progress
 from train.base.randomness import batch_rows
+from train.base.sound import what_is_wrong
 from train.base.units import gib
 from train.engine.device import peak_memory
 from train.engine.ema import EMA
@@ -24,7 +25,7 @@ from train.engine.optim import learning_rate
 from train.engine.stage import Stage
 from train.engine.step import NotFinite, mean_losses
 from train.engine.stopping import Stop
-from train.runs.checkpoint import Unchanged, last_good, load_run, save_checkpoint, set_aside_later
+from train.runs.checkpoint import Unchanged, last_good, list_checkpoints, load_run, save_checkpoint, set_aside_later
 
 LOG_INTERVAL = 10  # optimizer steps
 MAX_LOST = 10  # steps in a row whose fp16 loss is not finite
@@ -48,11 +49,14 @@ class Trainer:
         self.inputs = Unchanged(**stage.inputs())
         self.overflows = Overflows()
         self.checkpoints = Path(self.training.output_dir) / "checkpoints"
+        self.speed = Speed()
 
     def run(self, check_memory: Callable[[], None]) -> None:
         """Take the optimizer steps that are left. `check_memory` is called after each of them."""
         stage, training, learner, micro_batch = self.stage, self.training, self.stage.learner, self.micro_batch
         with self.running() as bar:
+            if self.best.owed:
+                self.finish_step()
             while self.step < self.total_steps:
                 batch = losses = totals = None  # those of an attempt that failed give their memory back
                 rows = self.rows_of(self.step)  # B
@@ -77,14 +81,14 @@ class Trainer:
 
                 check_memory()
                 self.log(bar, len(rows), grad_norm, means)
-                is_best = self.due(training.sample_interval) and self.validate()
-                stopped = self.why_stop()
-                if self.due(training.save_interval) or is_best or stopped:
-                    self.save(is_best)
-                if stopped:
-                    raise Stopped(*stopped)
+                self.finish_step()
 
     # ---- the run around its steps
+
+    def save_first(self) -> None:
+        """Save before the first step, so that a place where nothing can be saved shows at once, and not after hours."""
+        if self.step == 0 and on_main(lambda: not list_checkpoints(self.checkpoints)):
+            self.save(is_best=False)
 
     def resume(self) -> None:
         """Continue from the newest whole checkpoint. Nothing is written. UserError where it is of another run."""
@@ -103,13 +107,15 @@ class Trainer:
         on_main(partial(set_aside_later, self.checkpoints, self.step))
         if self.step:
             print(f"{title}: going on after step {self.step} of {self.total_steps}", file=sys.stderr)
-        self.run_log = RunLog(Path(self.training.output_dir), self.step)
+        again = self.stage.metric if self.best.owed else None
+        self.run_log = RunLog(Path(self.training.output_dir), self.step, again)
         self.speed, self.stop = Speed(), Stop(self.training.max_hours)  # their time begins now
         try:
             with (
                 self.stop.listening(),
                 progress(total=self.total_steps, initial=self.step, desc=title, unit="step") as bar,
             ):
+                self.save_first()
                 yield bar
         except NotFinite as error:
             good = last_good(self.checkpoints)
@@ -135,29 +141,64 @@ class Trainer:
             figures = f"{speed:.1f} images/s, {whose}{gib(memory)} GiB"
             bar.set_postfix_str(f"loss {means['loss']:.4f}, {figures}", refresh=False)
 
+    def finish_step(self) -> None:
+        """Validate, save and stop, where one of them is due."""
+        is_best = self.due(self.training.sample_interval) and self.validate()
+        stopped = self.why_stop()
+        if self.due(self.training.save_interval) or is_best or stopped or self.best.owed:
+            self.save(is_best)
+        if stopped:
+            raise Stopped(*stopped)
+
     def validate(self) -> bool:
-        """Whether the averaged model is the best so far. Where memory for it runs out, the run saves and ends."""
+        """Whether the averaged model is the best so far. Where memory for it runs out, the run saves and ends.
+
+        False where a signal asks to stop: the validation is then owed, and the next start begins with it.
+        """
+        self.best.owed = False
         with self.speed.paused():
             try:
                 metrics = on_main(self.validated)
+            except NotFinite as error:
+                raise self.spoilt(error) from None
             except UserError as error:
                 self.save(is_best=False)
                 saved = f"saved after step {self.step} of {self.total_steps}"
                 raise UserError(f"{self.stage.title}: {error}; {saved}") from None
+            if metrics is None:
+                self.best.owed = True
+                return False
             self.run_log.write(self.step, **metrics)
             self.run_log.save_curves(self.stage.title, self.stage.curves)
         return self.best.improved_by(metrics)
 
-    def validated(self) -> dict[str, float]:
+    def validated(self) -> dict[str, float] | None:
+        wrong = what_is_wrong(self.ema.model.state_dict())
+        if wrong:
+            raise NotFinite(wrong)
         sentence = f"out of memory while validating and drawing: {{}}; {SEE_MEMCHECK}"
         with explaining_out_of_memory(sentence), self.ema.averaged(self.stage.model) as averaged:
-            return self.stage.validate(averaged, self.step, self.micro_batch)
+            return self.stop.unless_asked(lambda: self.stage.validate(averaged, self.step, self.micro_batch))
 
     def save(self, is_best: bool) -> None:
         with self.speed.paused():
             state = {name: part.state_dict() for name, part in self.state().items()}
-            keep = self.training.keep_checkpoints
-            on_main(partial(save_checkpoint, self.checkpoints, self.step, state, keep, is_best))
+
+            def save() -> None:
+                self.require_sound(state)
+                save_checkpoint(self.checkpoints, self.step, state, self.training.keep_checkpoints, is_best)
+
+            on_main(save)
+
+    def require_sound(self, state: dict) -> None:
+        """UserError where the steps so far have spoilt a weight or a moment: that must not be kept as good."""
+        wrong = what_is_wrong(state)
+        if wrong:
+            raise self.spoilt(wrong)
+
+    def spoilt(self, what: object) -> UserError:
+        after = f"{self.stage.title}: after step {self.step}: {what}"
+        return UserError(f"{after}; that is not saved: {last_good(self.checkpoints)}; {TO_TRY}")
 
     def why_stop(self) -> tuple[str, int] | None:
         """The sentence and the exit status with which to stop now: any process's, in all of them."""
@@ -174,6 +215,8 @@ class Best:
     def __init__(self, metric: str, better: Callable[..., float]):
         self.metric, self.better = metric, better
         self.value: float | None = None
+        self.owed = False
+        """Whether a signal came before the validation of the last step."""
 
     def improved_by(self, metrics: dict[str, float]) -> bool:
         new = metrics[self.metric]
@@ -183,10 +226,11 @@ class Best:
         return True
 
     def state_dict(self) -> dict:
-        return {"metric": self.metric, "value": self.value}
+        return {"metric": self.metric, "value": self.value, "owed": self.owed}
 
     def load_state_dict(self, state: dict) -> None:
         self.value = state["value"]
+        self.owed = state.get("owed", False)  # runs of before owe none
 
 
 class Overflows:

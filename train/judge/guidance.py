@@ -1,9 +1,12 @@
-"""Which guidance serves a classifier?
+"""Which sampling serves a classifier?
 
-Images generated with each of a few are what judges learn from, who are then asked about the real training images. What
+Mixing: the large structures of an image are made as another user's, and its details as the user's own. A classifier
+then sees how others walk, speak or write in the hand of this one, which few recordings do not show.
+
+Guidance: images generated with each of a few are what judges learn from, who are then asked about the real training images. What
 is held out has no say.
 
-Guidance makes the right person surer and the images of a person more alike. A classifier learns from both, so the best
+It makes the right person surer and the images of a person more alike. A classifier learns from both, so the best
 guidance for it is often less than for the eye, and depends on model and data.
 
 N real images, U users.
@@ -39,6 +42,7 @@ MOST_OF_EACH, MOST = 10, 200  # images that are generated with a candidate, of e
 MOST_ASKED = 2000  # real images
 SEEDS = 2
 NAME = "guidance.json"  # beside the model
+MIX_ABOVE = 3.0  # sigma/alpha; docs/ablations.md has what other values are worth
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,26 +86,30 @@ def best(tried: Sequence[Tried], recordings: Tensor) -> Tried:
     return min((one for one in tried if not surely_worse(one)), key=lambda one: one.guidance)
 
 
-# ---- once for each model
+# ---- for each model
 
 
-def with_its_guidance(model: Path, config: Config, trained: TrainedLDM, choose: bool) -> Config:
-    """The config with the guidance that serves a classifier.
+def for_a_classifier(model: Path, config: Config, trained: TrainedLDM, given: bool, choose: bool = True) -> Config:
+    """The config that makes images for a classifier: with the guidance that serves it, unless one is `given`, and mixed.
 
-    It is chosen once and kept beside the model. Where that has not been done it is done now, if `choose`, on the
-    models' device; else the config stays as it is.
+    The guidance is chosen once and kept beside the model. Where that has not been done it is done now, if `choose`, on
+    the models' device; else the config stays as it is.
     """
-    key, path = settings_of(config.sampling, SEED, (trained.vae, trained.denoiser)), model.parent / NAME
+    sampling = config.sampling
+    guidance = sampling.guidance if given else on_main(lambda: _chosen(model, config, trained, choose))
+    if guidance is None:
+        return config
+    mix_above = sampling.mix_above or MIX_ABOVE
+    return replace(config, sampling=replace(sampling, guidance=guidance, mix_above=mix_above))
+
+
+def _chosen(model: Path, config: Config, trained: TrainedLDM, choose: bool) -> float | None:
+    key, path = settings_of(config.sampling, SEED, trained), model.parent / NAME
     del key["sampling"]["guidance"]
-
-    def found() -> float | None:
-        kept = read_json(path) if path.is_file() else {}
-        if kept.get("of") == key:
-            return kept["guidance"]
-        return choose_now(model, config, trained, key, path) if choose else None
-
-    guidance = on_main(found)
-    return config if guidance is None else replace(config, sampling=replace(config.sampling, guidance=guidance))
+    kept = read_json(path) if path.is_file() else {}
+    if kept.get("of") == key:
+        return kept["guidance"]
+    return choose_now(model, config, trained, key, path) if choose else None
 
 
 def choose_now(model: Path, config: Config, trained: TrainedLDM, key: dict, path: Path) -> float:

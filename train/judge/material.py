@@ -10,7 +10,8 @@ from torch import Tensor
 from nets.vae import AutoencoderKL
 from train.base.errors import nearest, require, some
 from train.config.schema import Config
-from train.data.dataset import UserImages, evenly, load_images
+from train.data.dataset import UserImages, decode, evenly, load_images
+from train.data.folders import scan
 from train.data.split import Split, load_split, numbers_of_recordings
 from train.judge.labelled import Labelled
 from train.runs.augmented import generated_only
@@ -81,7 +82,7 @@ def collect(
     untested = [name for user, name in enumerate(names) if user not in data.user_index[split.held_out]]
     require(not untested, f"{config.data.dir}: nothing of {some(untested)} is held out, since there is one recording "
             "only; add a second one and train again, or train without them")
-    made = load_images(replace(config.data, dir=str(generated)))
+    made = decode(scan(generated), replace(config.data, dir=str(generated)))  # beside reports and a picture of all
     chosen = generated_only(generated, made.paths)
     made = replace(
         made, images=made.images[chosen], user_index=made.user_index[chosen], paths=[made.paths[row] for row in chosen]

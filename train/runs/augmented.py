@@ -17,18 +17,25 @@ import re
 import shutil
 from pathlib import Path
 
+from PIL import Image
+
 from train.base.errors import UserError, require
-from train.base.files import read_json, replacing, write_json
+from train.base.files import as_json, read_json, replacing, write_json
+from train.base.folders import filling
+from train.base.names import composed, located
 from train.base.progress import progress
+from train.runs.folder import locked
 from train.runs.generated import AUGMENTED, SETTINGS, default_folder, refuse_others, refuse_within
 
 MANIFEST, LEFT_OUT = "manifest.csv", "left_out.csv"
 COLUMNS = (
-    "file", "user", "kind", "seed", "sampler", "steps", "guidance", "probability", "nearest_distance", "copy",
+    "file", "user", "kind", "seed", "sampler", "steps", "guidance", "mix_above", "probability", "nearest_distance",
+    "copy",
 )  # fmt: skip
 REAL, GENERATED = "real", "generated"  # what `kind` says
 EVALUATION = "evaluation.json"
-REPORT = (EVALUATION, "report.html", "generated_and_real.png")
+PAGE, PICTURE = "report.html", "generated_and_real.png"
+REPORT = (PAGE, PICTURE, EVALUATION)  # in this order
 
 
 def default_augmented(model: Path, settings: dict, per_user: int, sift: bool) -> Path:
@@ -57,7 +64,7 @@ def claim_folders(real: Path, images: Path, settings: dict, folder: Path, origin
 def real_files(paths: list[str], folder: Path) -> dict[str, Path]:
     """Where real images of a data folder go, `USER/name`, and where they are; `paths` are relative to the folder."""
     taken = set(paths)
-    return {_own_name(path, taken): folder / path for path in paths}
+    return {_own_name(path, taken): located(folder, path) for path in paths}
 
 
 def _own_name(path: str, taken: set[str]) -> str:
@@ -71,14 +78,15 @@ def _own_name(path: str, taken: set[str]) -> str:
 
 def build(folder: Path, files: dict[str, Path], manifest: list[dict], left_out: list[dict] | None) -> None:
     """Put the files, which are where `files` says, and the tables into the folder; the manifest comes last."""
-    for file, source in progress(files.items(), desc="collecting", unit="file", leave=False):
-        _link_or_copy(source, folder / file)
-    for path in folder.glob("*/generated_*.png"):  # of an interrupted run that judged by another number of threads
-        if path.relative_to(folder).as_posix() not in files:
-            path.unlink()
-    if left_out is not None:
-        _write_table(folder / LEFT_OUT, (*COLUMNS, "why"), left_out)
-    _write_table(folder / MANIFEST, COLUMNS, manifest)
+    with filling(folder, [folder / file for file in files]):
+        for file, source in progress(files.items(), desc="collecting", unit="file", leave=False):
+            _link_or_copy(source, folder / file)
+        for path in folder.glob("*/generated_*.png"):  # of an interrupted run that judged by another number of threads
+            if path.relative_to(folder).as_posix() not in files:
+                path.unlink()
+        if left_out is not None:
+            _write_table(folder / LEFT_OUT, (*COLUMNS, "why"), left_out)
+        _write_table(folder / MANIFEST, COLUMNS, manifest)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
@@ -107,13 +115,27 @@ def generated_only(folder: Path, paths: list[str]) -> list[int]:
     require((folder / MANIFEST).is_file(), f"{folder}: is not complete; run the same train.augment again")
     try:
         with open(folder / MANIFEST, newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark in front
-            made = {row["file"] for row in csv.DictReader(file) if row["kind"] == GENERATED}
+            made = {composed(row["file"]) for row in csv.DictReader(file) if row["kind"] == GENERATED}
     except (KeyError, UnicodeDecodeError, csv.Error):
         raise UserError(f"{folder / MANIFEST}: is not as train.augment wrote it (UTF-8, commas, the columns file and "
                         "kind); delete it and run the same train.augment again") from None
     rows = [row for row, path in enumerate(paths) if path in made]
     require(rows, f"{folder}: no generated image is left in it; there is nothing to judge")
     return rows
+
+
+def save_report(folder: Path, judged: dict, page: str, picture: Image.Image) -> None:
+    """Write all that the judge leaves; where the `evaluation.json` is, the others are of the same judgement."""
+    with (
+        locked(folder, "writing"),
+        replacing(folder / EVALUATION) as evaluation,  # the last to take its place
+        replacing(folder / PICTURE) as shown,
+        replacing(folder / PAGE) as report,
+    ):
+        evaluation.write_text(as_json(judged), encoding="utf-8")
+        picture.save(shown, format="PNG")
+        report.write_text(page, encoding="utf-8")
+        (folder / EVALUATION).unlink(missing_ok=True)  # of an earlier judgement
 
 
 def bring_report(images: Path | None, folder: Path) -> dict | None:
@@ -126,6 +148,7 @@ def bring_report(images: Path | None, folder: Path) -> dict | None:
         return read_json(own)
     if not images or not (images / EVALUATION).is_file():
         return None
+    own.unlink(missing_ok=True)  # comes last again: where it is, the others are its own
     for name in REPORT:
         if (images / name).is_file():
             _link_or_copy(images / name, folder / name)

@@ -5,7 +5,6 @@ its file. Whenever a process is killed, the checkpoint before stays. `step_00001
 kept whatever its age; while it is the newest, so is the best before it, since the newest may turn out to be damaged.
 """
 
-import os
 import shutil
 import sys
 from collections.abc import Iterable
@@ -18,7 +17,8 @@ import torch
 from torch import nn
 
 from train.base.errors import UserError, require
-from train.base.files import LOAD_ERRORS, file_hash, load_tensors, read_json, sync_folder, write_json
+from train.base.files import LOAD_ERRORS, file_hash, load_tensors, read_json, refusal, replacing, write_json
+from train.base.folders import replacing_folder
 from train.base.units import in_units
 from train.config.sections import TrainingConfig
 
@@ -46,22 +46,17 @@ def save_checkpoint(folder: Path, step: int, state: dict, keep: int, best: bool 
     UserError where the disk is full; the earlier checkpoints are then unchanged.
     """
     name = f"step_{step:08d}"
-    target, temporary = folder / (name + BEST * best), folder / f".{name}.tmp"
+    target, twin = folder / (name + BEST * best), folder / (name + BEST * (not best))
     # What killed processes have left, and what is set aside as damaged.
-    for leftover in [*folder.glob(f".{PATTERN}.tmp"), *folder.glob(f"{DAMAGED}{PATTERN}*")]:
+    for leftover in [*folder.glob(f".{PATTERN}*"), *folder.glob(f"{DAMAGED}{PATTERN}*")]:
         shutil.rmtree(leftover)
     try:
-        _write(temporary, {"step": step, "state": state})
-        os.replace(temporary, target)
-        sync_folder(folder)
-    except (OSError, RuntimeError, UserError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        # torch.save reports a full disk by its own RuntimeError.
-        cause = error.__context__ if isinstance(error, RuntimeError) else error
-        if not isinstance(cause, OSError | UserError):
-            raise
-        reason = getattr(cause, "strerror", None) or cause
-        raise UserError(f"{target}: cannot be saved ({reason}); {last_good(folder)}") from error
+        with replacing_folder(target) as temporary:
+            _write(temporary, {"step": step, "state": state})
+    except UserError as error:
+        raise UserError(f"{target}: cannot be saved ({refusal(error) or error}); {last_good(folder)}") from error
+    if twin.exists():  # the same step, before it was found to be the best
+        shutil.rmtree(twin)
     checkpoints = list_checkpoints(folder)
     earlier_best = [path for path in checkpoints[:-1] if path.name.endswith(BEST)]
     for path in checkpoints[:-keep]:
@@ -74,13 +69,9 @@ def save_checkpoint(folder: Path, step: int, state: dict, keep: int, best: bool 
 
 
 def _write(folder: Path, content: dict) -> None:
-    folder.mkdir(parents=True)
-    with open(folder / STATE, "wb") as file:
+    with replacing(folder / STATE) as temporary, open(temporary, "wb") as file:
         torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
     write_json(folder / "checksum.json", {STATE: file_hash(folder / STATE)})
-    sync_folder(folder)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

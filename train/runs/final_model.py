@@ -3,9 +3,10 @@
     VAE:  config.json, weights, latent_statistics.json             config.yaml, split.json
     LDM:  unet/ vae/ scheduler/ condition_encoder/ users.json      config.yaml, split.json
 
-Models are folders that `diffusers` opens (train/runs/model_folder.py).
+Models are folders that `diffusers` opens (train/runs/model_folder.py). The whole folder is replaced at once.
 """
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from nets.unet import UNet2DConditionModel
 from nets.vae import AutoencoderKL
 from train.base.errors import CONTROL, require
 from train.base.files import read_json, write_json
+from train.base.folders import read_as_one, replacing_folder
+from train.base.names import composed
 from train.config.schema import Config
 from train.data.dataset import UserImages
 from train.data.split import Split, save_split
@@ -28,6 +31,10 @@ NAME = "final_model"
 USERS = "users.json"
 
 
+def _replacing(folder: Path) -> AbstractContextManager[Path]:
+    return replacing_folder(folder, stale=f"{model_folder.WEIGHTS}.*")  # an earlier model's, perhaps in another format
+
+
 # ---- VAE
 
 
@@ -35,15 +42,17 @@ def save_vae(
     folder: Path, vae: AutoencoderKL, statistics: dict, config: Config, data: UserImages, split: Split
 ) -> None:
     """Save a VAE; `statistics` are of the training images' latents, whose scale `vae.config` has already."""
-    save_split(folder / SPLIT, split, data, config.data)
-    write_json(folder / "latent_statistics.json", statistics)
-    save_config(config, folder)
-    model_folder.save(vae, folder)  # last, since its config.json shows that the folder is complete
+    with _replacing(folder) as new:
+        save_split(new / SPLIT, split, data, config.data)
+        write_json(new / "latent_statistics.json", statistics)
+        save_config(config, new)
+        model_folder.save(vae, new)
 
 
 def load_vae(folder: Path, config: Config) -> AutoencoderKL:
     """A trained VAE; UserError where it does not fit the UNet or the images."""
-    model = model_folder.load(folder, AutoencoderKL)
+    with read_as_one(folder):
+        model = model_folder.load(folder, AutoencoderKL)
     vae, side = model.config, config.data.resolution
     for ours, theirs, what in (
         (config.unet.latent_channels, vae.latent_channels, "unet.latent_channels"),
@@ -76,6 +85,8 @@ class TrainedLDM:
     vae: AutoencoderKL
     denoiser: UserDenoiser
     schedule: Schedule
+    users: list[str]
+    """Their names, in the order of their indices."""
 
     def to(self, device: torch.device) -> "TrainedLDM":
         self.vae.to(device)
@@ -86,21 +97,24 @@ class TrainedLDM:
 def save_ldm(
     folder: Path, denoiser: UserDenoiser, vae: AutoencoderKL, config: Config, data: UserImages, split: Split
 ) -> None:
-    save_config(config, folder)
-    save_split(folder / SPLIT, split, data, config.data)
-    save_users(data.user_names, folder)
-    model_folder.save_schedule(config.schedule, folder / "scheduler")
-    model_folder.save(vae, folder / "vae")
-    model_folder.save(denoiser.user_encoder, folder / "condition_encoder")
-    model_folder.save(denoiser.unet, folder / "unet")
+    with _replacing(folder) as new:
+        save_config(config, new)
+        save_split(new / SPLIT, split, data, config.data)
+        save_users(data.user_names, new)
+        model_folder.save_schedule(config.schedule, new / "scheduler")
+        model_folder.save(vae, new / "vae")
+        model_folder.save(denoiser.user_encoder, new / "condition_encoder")
+        model_folder.save(denoiser.unet, new / "unet")
 
 
 def load_ldm(folder: Path, config: Config) -> TrainedLDM:
     """A trained LDM; UserError where its parts are of different models, or do not fit the config."""
-    vae = model_folder.load(folder / "vae", AutoencoderKL)
-    unet = model_folder.load(folder / "unet", UNet2DConditionModel)
-    encoder = model_folder.load(folder / "condition_encoder", UserConditionEncoder)
-    schedule = make_schedule(model_folder.load_schedule(folder / "scheduler"))
+    with read_as_one(folder):
+        vae = model_folder.load(folder / "vae", AutoencoderKL)
+        unet = model_folder.load(folder / "unet", UNet2DConditionModel)
+        encoder = model_folder.load(folder / "condition_encoder", UserConditionEncoder)
+        schedule = make_schedule(model_folder.load_schedule(folder / "scheduler"))
+        users = load_users(folder)
     require(vae.config.scaling_factor is not None,
             f"{folder}/vae/config.json: has no scaling_factor, so the VAE's training has not ended")
     for one, its, other, others in (
@@ -108,7 +122,7 @@ def load_ldm(folder: Path, config: Config) -> TrainedLDM:
         ("vae's in_channels", vae.config.image_channels, "data.channels", config.data.channels),
         ("condition_encoder's dim", encoder.config.dim, "unet's cross_attention_dim", unet.config.cross_attention_dim),
         ("condition_encoder's num_users", encoder.config.num_users, "number of names in users.json",
-         len(load_users(folder))),
+         len(users)),
         ("unet's sample_size", unet.config.sample_size, "data.resolution divided by the vae's downscaling",
          config.data.resolution / vae.config.downscale),
     ):  # fmt: skip
@@ -116,7 +130,7 @@ def load_ldm(folder: Path, config: Config) -> TrainedLDM:
     steps, timesteps = config.sampling.steps, schedule.config.num_train_timesteps
     require(steps <= timesteps, f"{folder}/scheduler: sampling.steps is {steps}, but the model was trained with "
             f"{timesteps} timesteps; take fewer --steps")
-    return TrainedLDM(vae, UserDenoiser(unet, encoder).eval(), schedule)
+    return TrainedLDM(vae, UserDenoiser(unet, encoder).eval(), schedule, users)
 
 
 def trained_users(folder: Path) -> list[str]:
@@ -149,6 +163,7 @@ def load_users(folder: Path) -> list[str]:
     listed = isinstance(names, list) and all(isinstance(name, str) for name in names)
     require(listed, f"{path}: 'users' must be a list of names")
     require(names, f"{path}: names no user")
+    names = [composed(name) for name in names]
     for name in names:  # the folders into which a user's images are written
         is_a_name = Path(name).name == name and name not in ("", ".", "..") and not CONTROL.search(name)
         require(is_a_name, f"{path}: the user {name!r} is not the name of a folder")

@@ -13,9 +13,10 @@ from train.base.processes import on_main
 from train.config.schema import Config
 from train.config.sections import DataConfig
 from train.data.dataset import UserImages
-from train.data.split import Split, load_split, make_split
+from train.data.split import Split, adapt_split, load_split, make_split
 
 CONFIG, SPLIT, LOCK = "config.yaml", "split.json", ".lock"
+MODEL_FILES = ("config.json", "users.json")  # the former in a saved VAE, the latter in a saved LDM
 MADE_BY = "# python -m train."
 SECTIONS = {
     "vae": ("seed", "data", "vae", "vae_loss", "vae_training"),
@@ -51,14 +52,17 @@ def refuse_other_run(folder: Path, config: Config, stage: str) -> list[str]:
     inside = folder.resolve().is_relative_to(Path(config.data.dir).resolve())
     require(not inside, f"{folder}: lies within data.dir {config.data.dir}, where it would count as a user; "
             "use another output_dir")
+    model = next((place for place in [folder, *folder.absolute().parents] if is_model(place)), None)
+    require(model is None, f"{folder}: is the saved model {model}, or lies within it, where no run belongs; use "
+            "another output_dir")
     path = folder / CONFIG
     if not path.is_file():
         free = is_free(folder)
         require(free, f"{folder}: is not empty and not the folder of a {stage} run; use another output_dir")
         return []
     saved = Config.read(path)
-    made_by = path.read_text(encoding="utf-8").partition("\n")[0]
-    require(not made_by.startswith(MADE_BY) or made_by == MADE_BY + stage,
+    made_by = _made_by(folder)
+    require(made_by in ("", MADE_BY + stage),
             f"{folder}: holds a run of {made_by.removeprefix('# ')}; use another output_dir")
     before, now = _flat(saved, stage), _flat(config, stage)
     same_batch = saved.training(stage).images_per_step == config.training(stage).images_per_step
@@ -70,9 +74,22 @@ def refuse_other_run(folder: Path, config: Config, stage: str) -> list[str]:
     return list(differing.values())
 
 
+def is_model(folder: Path) -> bool:
+    """Whether this is the `final_model` of a run, which has a config and a split as the run's folder has."""
+    of_model = any((folder / name).is_file() for name in MODEL_FILES)
+    return of_model and all((folder / name).is_file() for name in (CONFIG, SPLIT)) and not _made_by(folder)
+
+
+def _made_by(folder: Path) -> str:
+    """The first line of its config, where that says which command made the folder, as the earliest runs do not."""
+    with open(folder / CONFIG, encoding="utf-8", errors="replace") as file:
+        first = file.readline().rstrip("\n")
+    return first if first.startswith(MADE_BY) else ""
+
+
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """While entered, no other run can use the folder, which is made; the system unlocks it when a process dies.
+def locked(folder: Path, work: str = "training") -> Iterator[None]:
+    """While entered, no other command can use the folder, which is made; the system unlocks it when a process dies.
 
     The first process of a run holds the lock. UserError, in all of its processes, where another run holds it.
     """
@@ -87,7 +104,7 @@ def locked(folder: Path) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                said = f"{folder}: another process is training in it; wait for it, or use another output_dir"
+                said = f"{folder}: another process is {work} in it; wait for it, or use another output_dir"
                 raise UserError(said) from None
             except OSError:
                 pass  # a file system without locks, such as some network file systems
@@ -108,10 +125,11 @@ def save_config(config: Config, folder: Path, stage: str | None = None) -> None:
         temporary.write_text(heading + config.as_yaml(), encoding="utf-8")
 
 
-def shared_split(data: UserImages, config: DataConfig, *saved: Path) -> Split:
-    """The split in the first of the files `saved` that is there, else a new one."""
-    found = next((path for path in saved if path.is_file()), None)
-    return load_split(found, data, config) if found else make_split(data, config)
+def shared_split(data: UserImages, config: DataConfig, own: Path, of_vae: Path | None = None) -> Split:
+    """The split in a run's own folder; else that of its VAE, as far as it knows the images; else a new one."""
+    if own.is_file():
+        return load_split(own, data, config)
+    return adapt_split(of_vae, data, config) if of_vae and of_vae.is_file() else make_split(data, config)
 
 
 def _flat(config: Config, stage: str) -> dict[str, object]:

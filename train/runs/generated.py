@@ -7,12 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from PIL import Image
-from torch import nn
 
 from train.base.errors import require
 from train.base.files import read_json, tensors_hash, write_json
+from train.base.names import located
 from train.config.sections import DataConfig, GenerationConfig
 from train.data.images import SUFFIXES, read_image
+from train.runs.final_model import TrainedLDM
 from train.runs.folder import is_free
 from train.runs.pictures import image_grid, user_labels
 
@@ -23,12 +24,19 @@ MOST_IMAGES = 100_000  # of each user
 GRID_COLUMNS, GRID_LINES = 30, 31
 
 
-def settings_of(sampling: GenerationConfig, seed: int, models: tuple[nn.Module, ...]) -> dict:
+def settings_of(sampling: GenerationConfig, seed: int, trained: TrainedLDM) -> dict:
     """All that decides the image of a user and a number, as JSON holds it."""
-    weights = tensors_hash(tensor for model in models for tensor in model.state_dict().values())
     decisive = {key: value for key, value in asdict(sampling).items() if key != "batch_size"}
-    settings = {"seed": seed, "sampling": decisive, "weights": weights}
+    settings = {"seed": seed, "sampling": decisive, **model_of(trained)}
     return json.loads(json.dumps(settings))  # tuples become lists
+
+
+def model_of(trained: TrainedLDM) -> dict:
+    """What the images of a model depend on beside seed and sampling: its weights, and how they are used."""
+    vae, denoiser = trained.vae, trained.denoiser
+    parts = {"vae": vae, "unet": denoiser.unet, "user_encoder": denoiser.user_encoder, "schedule": trained.schedule}
+    weights = tensors_hash(tensor for model in (vae, denoiser) for tensor in model.state_dict().values())
+    return {"weights": weights, "users": trained.users, **{name: asdict(part.config) for name, part in parts.items()}}
 
 
 def default_folder(model: Path, settings: dict) -> Path:
@@ -66,11 +74,12 @@ def refuse_others(path: Path, settings: dict, kind: str, instead: str) -> None:
 
 def image_paths(folder: Path, names: list[str], images: Iterable[tuple[int, int]]) -> dict[tuple[int, int], Path]:
     """Where each of the images (user, number) belongs."""
-    return {(user, number): folder / names[user] / f"generated_{number:03d}.png" for user, number in images}
+    places = [located(folder, name) for name in names]
+    return {(user, number): places[user] / f"generated_{number:03d}.png" for user, number in images}
 
 
 def image_files(folder: Path, user: str) -> list[Path]:
-    return sorted((folder / user).glob("*.png"))
+    return sorted(located(folder, user).glob("*.png"))
 
 
 def overview(folder: Path, names: list[str], config: DataConfig) -> tuple[Image.Image, str]:
@@ -115,13 +124,13 @@ def folder_to_judge(
     require(made, f"{folder}: this model's images are not there yet; make them {command}")
     other = folder.resolve() != real.resolve()
     require(other, f"{folder}: holds the real images; give the folder of generated ones as --images")
-    there = any(path.suffix.lower() in SUFFIXES for user in users for path in (folder / user).glob("*"))
+    there = any(path.suffix.lower() in SUFFIXES for user in users for path in located(folder, user).glob("*"))
     require(there, f"{folder}: holds no image of a user of {model}; make some {command}")
     files = [folder / name for name in (SETTINGS, AUGMENTED) if (folder / name).is_file()]
-    weights = next((made_with["weights"] for made_with in map(read_json, files) if "weights" in made_with), None)
-    if not weights:  # another program's images, whatever its settings.json holds
+    theirs = next((made_with for made_with in map(read_json, files) if "weights" in made_with), None)
+    if not theirs:  # another program's images, whatever its settings.json holds
         return folder, model.parent / "evaluations" / folder.resolve().name
-    same = weights == settings["weights"]
+    same = all(theirs.get(key) == settings[key] for key in settings if key not in ("seed", "sampling"))
     require(same, f"{folder}: holds images that another model made than {model}; give theirs as --model, or make new "
             f"ones {command}")
     return folder, folder

@@ -13,6 +13,7 @@ from nets.unet import UNet2DConditionModel
 from nets.vae import AutoencoderKL
 from train.base.errors import UserError, require
 from train.base.files import load_tensors, replacing, write_json
+from train.base.sound import what_is_wrong
 from train.runs import diffusers as convert
 from train.runs.diffusers import Options
 
@@ -36,13 +37,16 @@ def save(model: nn.Module, folder: Path) -> None:
     name = type(model).__name__
     _, to_json, _ = MODELS[name]
     weights = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    wrong = what_is_wrong(weights)
+    require(not wrong, f"{folder}: {wrong}; such a model is not saved")
     tensors, pickled = _weights_files(folder)
     written, other = (tensors, pickled) if safetensors else (pickled, tensors)
     with replacing(written) as path:
         if safetensors:
             safetensors.save_file(weights, path, metadata={"format": "pt"})
         else:
-            torch.save(weights, path)
+            with open(path, "wb") as file:  # torch alone would not say why it could not write
+                torch.save(weights, file)
     other.unlink(missing_ok=True)  # of an earlier model
     write_json(folder / "config.json", {"_class_name": name} | to_json(model.config))
 
@@ -124,7 +128,7 @@ def _present_name(key: str) -> str:
 
 
 def _require_fit(path: Path, expected: dict, found: dict) -> None:
-    """UserError unless the weights have the expected names and shapes, and are finite."""
+    """UserError unless the weights have the expected names and shapes, and are such as training makes."""
     missing, unexpected = expected.keys() - found.keys(), found.keys() - expected.keys()
     for what, keys in (("lacks", missing), ("has an unexpected", unexpected)):
         first = min(keys, default="")
@@ -132,5 +136,5 @@ def _require_fit(path: Path, expected: dict, found: dict) -> None:
     for key, tensor in expected.items():
         shape, wanted = tuple(found[key].shape), tuple(tensor.shape)
         require(shape == wanted, f"{path}: {key} has shape {shape}, but the config.json beside means {wanted}")
-        finite = found[key].isfinite().all()
-        require(finite, f"{path}: {key} holds values that are no finite numbers; use an earlier model")
+    wrong = what_is_wrong({key: found[key] for key in expected})
+    require(not wrong, f"{path}: {wrong}; use an earlier model")

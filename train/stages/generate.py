@@ -3,22 +3,27 @@
 Shapes: N images, B of them at a time, Z h w latents, I image channels, H W image, L D context.
 """
 
+import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from diffusion.guidance import guided
+from diffusion.guidance import Denoiser, guided, mixed
 from diffusion.sampling import SamplingConfig, sample
 from diffusion.schedule import Schedule
 from nets.denoiser import UserDenoiser
 from nets.vae import AutoencoderKL
+from train.base.folders import filling
 from train.base.processes import gather, on_main, rank, world_size
 from train.base.progress import progress
 from train.base.randomness import generator
+from train.base.sound import what_is_wrong
 from train.config.sections import GenerationConfig
 from train.data.images import save_picture, to_picture, to_uint8
+from train.engine.step import NotFinite
 from train.runs.final_model import TrainedLDM
 
 Image = tuple[int, int]  # the user's index, and the number of the image among those of the user
@@ -31,8 +36,8 @@ def generate(
 ) -> Tensor:  # fmt: skip
     """One image for each (user, number) of `images`: uint8 (N, I, H, W).
 
-    An image's noise depends only on the seed, the user and the number, so the image is the same in any batch.
-    The models must be in evaluation mode and on one device.
+    An image's noise depends only on the seed, the user and the number, so the image is the same in any batch. So does
+    the other user whose large structures it gets where `config.mix_above` is set. The models must be in evaluation mode and on one device. NotFinite where their weights are too large for that.
     """
     device, unet, pixels = next(model.parameters()).device, model.unet.config, []
     for start in range(0, len(images), batch_size):
@@ -44,17 +49,35 @@ def generate(
             return torch.stack([torch.randn(shape, generator=rng) for rng in rngs]).to(device)  # B Z h w
 
         users = torch.tensor([user for user, _ in batch], device=device)
-        conditional = model.user_encoder(users)  # B L D
-        unconditional = model.user_encoder(users, torch.ones_like(users, dtype=torch.bool))
-        denoiser = guided(model.unet, conditional, unconditional, config.guidance, config.guidance_interval)
+        denoiser = guided_to(users, model, config)
+        if config.mix_above is not None:
+            num_users = model.user_encoder.config.num_users
+            others = [another(user, num_users, generator(seed, "mix", user, number)) for user, number in batch]
+            coarse = guided_to(torch.tensor(others, device=device), model, config)
+            denoiser = mixed(coarse, denoiser, config.mix_above)
         latents = sample(denoiser, draw_noise(), schedule, config, draw_noise)  # B Z h w
         # In float32: a decoder in fp16 can overflow.
-        pixels.append(to_uint8(vae.decode(latents / vae.config.scaling_factor)).cpu())  # B I H W
+        decoded = vae.decode(latents / vae.config.scaling_factor)  # B I H W
+        if what_is_wrong(decoded, math.inf):
+            raise NotFinite("the model's images are no finite numbers, so its weights are spoilt; use an earlier model")
+        pixels.append(to_uint8(decoded).cpu())
     return torch.cat(pixels) if pixels else torch.empty(0, dtype=torch.uint8)
 
 
-def fill(trained: TrainedLDM, config: GenerationConfig, seed: int, paths: dict[Image, Path]) -> int:
-    """Write the images that are not at their paths yet; returns how many were there already.
+def guided_to(users: Tensor, model: UserDenoiser, config: SamplingConfig) -> Denoiser:
+    """Of images of the users (B,)."""
+    conditional = model.user_encoder(users)  # B L D
+    unconditional = model.user_encoder(users, torch.ones_like(users, dtype=torch.bool))
+    return guided(model.unet, conditional, unconditional, config.guidance, config.guidance_interval)
+
+
+def another(user: int, num_users: int, rng: torch.Generator) -> int:
+    """One of the other users; the user itself where there is none."""
+    return (user + int(torch.randint(1, num_users, (), generator=rng))) % num_users if num_users > 1 else user
+
+
+def fill(folder: Path, trained: TrainedLDM, config: GenerationConfig, seed: int, paths: dict[Image, Path]) -> int:
+    """Write the images that are not at their paths in the folder yet; returns how many were there already.
 
     Several processes divide the batches. An image is then in the same batch as with one process, so its file is the
     same as well.
@@ -62,9 +85,10 @@ def fill(trained: TrainedLDM, config: GenerationConfig, seed: int, paths: dict[I
     missing = on_main(lambda: [image for image, path in paths.items() if not path.exists()])
     size = config.batch_size
     batches = [missing[start : start + size] for start in range(0, len(missing), size)][rank() :: world_size()]
-    for batch in progress(batches, desc="sampling", unit="batch") if batches else ():
-        images = generate(trained.denoiser, trained.vae, trained.schedule, config, batch, seed, size)
-        for image, pixels in zip(batch, images, strict=True):
-            save_picture(to_picture(pixels), paths[image])
-    gather(None)  # wait until the others have written theirs
+    with filling(folder, paths.values()) if missing and rank() == 0 else nullcontext():
+        for batch in progress(batches, desc="sampling", unit="batch") if batches else ():
+            images = generate(trained.denoiser, trained.vae, trained.schedule, config, batch, seed, size)
+            for image, pixels in zip(batch, images, strict=True):
+                save_picture(to_picture(pixels), paths[image])
+        gather(None)  # wait until the others have written theirs
     return len(paths) - len(missing)

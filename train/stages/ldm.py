@@ -93,8 +93,8 @@ class LDMStage(Stage):
 
     def choose_split(self, folder: Path) -> None:
         def choose() -> Split:
-            saved = folder / SPLIT, final_model.split_path(vae_folder(self.config))
-            split = shared_split(self.data, self.config.data, *saved)
+            of_vae = final_model.split_path(vae_folder(self.config))
+            split = shared_split(self.data, self.config.data, folder / SPLIT, of_vae)
             require_sane_latents(self.vae, self.data, split.train, self.device)
             return split
 
