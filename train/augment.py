@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--images", type=cli.a_path,
                         help="where the generated images are, or will be, by themselves (default: generated/ beside "
                              "the model)")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--seed", type=int, default=SEED, help="other images for another one")
     cli.add_sampling(parser)
     args = parser.parse_args(argv)
     require(args.seed >= 0, f"--seed {args.seed}: must be at least 0")

@@ -15,6 +15,7 @@ from train.base.names import composed
 from train.base.processes import on_main, require_agreement
 from train.base.units import counted
 from train.config import cli
+from train.config.sections import DataConfig
 from train.data.images import save_picture
 from train.data.split import training_images
 from train.engine.device import pick_device
@@ -38,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--purpose", choices=("look", "augment"), default="look",
                         help="what the images are for: to look at, with the config's guidance (the default), or to "
                              "train a classifier on")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--seed", type=int, default=SEED, help="other images for another one")
     cli.add_sampling(parser)
     args = parser.parse_args(argv)
     require(args.seed >= 0, f"--seed {args.seed}: must be at least 0")
@@ -66,10 +67,17 @@ def main(argv: list[str] | None = None) -> None:
     paths = image_paths(folder, names, wanted)
     with locked(folder, "writing"):
         there = fill(folder, trained, config.sampling, args.seed, paths)
-        on_main(lambda: save_picture(overview(folder, names, config.data), folder / "grid.png"))
+        shown = on_main(lambda: save_overview(folder, names, config.data))
     already = f" ({there} there already)" if there else ""
     said = f"{counted(len(paths), 'image')} of {counted(len(users), 'user')} in {folder}{already}"
-    print(f"{said}; in one picture: {folder}/grid.png")
+    print(f"{said}; {shown}in one picture: {folder}/grid.png")
+
+
+def save_overview(folder: Path, names: list[str], config: DataConfig) -> str:
+    """Save a picture of the folder's images; in words, how many of them it shows where that is not all."""
+    picture, shown = overview(folder, names, config)
+    save_picture(picture, folder / "grid.png")
+    return shown
 
 
 def images_of_each(args: argparse.Namespace) -> int:

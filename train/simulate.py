@@ -21,11 +21,13 @@ from train.runs.folder import LOCK, is_free, locked
 def main(argv: list[str] | None = None) -> None:
     """Writes ID1/rec01_00.png, ...: user, recording, picture. They are to be split by recording."""
     parser = cli.Parser("simulate", __doc__.splitlines()[0])
-    parser.add_argument("--output_dir", "--output-dir", type=cli.a_path, required=True)
-    parser.add_argument("--users", type=int, default=31)
-    parser.add_argument("--images_per_user", "--images-per-user", type=int, default=100)
-    parser.add_argument("--resolution", type=int, default=128)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output_dir", "--output-dir", type=cli.a_path, required=True,
+                        help="a new or an empty folder, which gets a folder of pictures per person")
+    parser.add_argument("--users", type=int, default=31, help="people: ID1, ID2, ...")
+    parser.add_argument("--images_per_user", "--images-per-user", type=int, default=100,
+                        help=f"pictures of each person, {walkers.PICTURES_PER_RECORDING} of a recording")
+    parser.add_argument("--resolution", type=int, default=128, help="height and width in pixels")
+    parser.add_argument("--seed", type=int, default=0, help="other people and other walks for another one")
     parser.add_argument("--condition", choices=tuple(walkers.CONDITIONS), default="plain",
                         help="carrying: a backpack; oblique: walking past the radar at 30 to 50 degrees; noisy")
     args = parser.parse_args(argv)

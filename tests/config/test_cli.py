@@ -1,6 +1,8 @@
 """The command line that all commands share: it changes just what it says, and ends in one sentence or a status."""
 
+import argparse
 import errno
+import importlib
 import io
 import subprocess
 import sys
@@ -212,12 +214,49 @@ def help_of(name: str, stage: str = "ldm") -> str:
 @pytest.mark.parametrize("stage", STAGES)
 def test_help_says_what_each_flag_sets_and_takes(stage):
     said = help_of(stage, stage)
+    matters = set(flag_keys(stage)) - {"vae": {"cross_attention_dim"}, "ldm": set()}[stage]
     for flag, keys in flag_keys(stage).items():
-        assert f"--{flag}" in said
-        assert f"sets {' and '.join(keys)} (" in said
+        assert (f"--{flag} " in said) == (flag in matters)
+        assert (f"sets {' and '.join(keys)} (" in said) == (flag in matters)
     assert f"sets {stage}_training.mixed_precision (one of no, fp16, bf16)" in said
     assert said.count("default: ") == 1
     assert "YAML file (default: configs/medium.yaml)" in said
+
+
+@pytest.mark.parametrize(("name", "flags"), [
+    ("bench", {"resolution", "batch_size", "cross_attention_dim", "mixed_precision"}),
+    ("memcheck", {"resolution", "batch_size", "gradient_accumulation_steps", "cross_attention_dim", "mixed_precision"}),
+])  # fmt: skip
+def test_help_lists_no_flag_that_cannot_matter(name, flags):
+    said = help_of(name)
+    assert {flag for flag in flag_keys("ldm") if f"--{flag} " in said} == flags
+    assert "(default: configs/medium.yaml)" in said
+
+
+def every_flag(name: str) -> list[argparse.Action]:
+    """Those of `python -m train.NAME`."""
+    shown = []
+
+    class Shown(Exception):
+        pass
+
+    def show(parser, *_):
+        shown.extend(parser._actions)
+        raise Shown
+
+    main = importlib.import_module(f"train.{name}").main
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli.Parser, "parse_args", show)
+        with pytest.raises(Shown):
+            main([])
+    return shown
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "train").glob("[a-z]*.py")))
+def test_every_flag_of_every_command_has_a_text(name):
+    flags = every_flag(name)
+    assert len(flags) > 2
+    assert [flag.dest for flag in flags if not flag.help] == []
 
 
 def test_help_of_sample_and_evaluate_lists_only_flags_they_use():

@@ -144,6 +144,7 @@ def sample_evaluation(names: list[str] | None = None, quick: bool = False) -> di
         "judges": [{"name": "network", "title": TITLES["network"], "steps": 250, "most_steps": 1000},
                    {"name": "ridge", "title": TITLES["ridge"], "steps": None, "most_steps": None}],
         "results": results,
+        "sight": {judge: {"blind": False, "doubts": ""} for judge in ("network", "ridge")},
         "right_person": {"generated": figure(0.812, rng), "held_out": figure(0.912, rng),
                          "reconstructed": figure(0.871, rng), "confusion": confusion(users, 40, rng)},
         "reconstructions": {judge: {"real": figure(real, rng), "trained_on": figure(real - 0.05, rng),

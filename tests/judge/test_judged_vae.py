@@ -120,6 +120,22 @@ def test_judges_at_chance_say_that_they_cannot_tell(ended):
     assert "warning" not in warned
 
 
+def test_what_has_been_judged_is_said_again_without_judges(ended, monkeypatch):
+    said, warned = ended(grey)
+    asked = []
+
+    def ask(halves, decoded, *_):
+        asked.append("network")
+        return by_ridge(halves, decoded)
+
+    monkeypatch.setattr("train.judge.judged_vae.by_network", ask)
+    again, warned_again = ended(grey)
+    assert (again, asked) == (said, [])
+    assert warned_again.splitlines()[-1] == warned.splitlines()[-1]
+    ended(identity)  # another VAE
+    assert asked == ["network"]
+
+
 def test_what_is_held_out_is_never_looked_at(ended, tmp_path):
     data = walkers()
     repainted = data.images.clone()
@@ -196,7 +212,8 @@ def test_judging_takes_its_share_of_the_time_and_no_more():
 @pytest.mark.parametrize("hours", [0.0, 1.0])
 def test_a_validation_judges_where_there_is_time(tmp_path, capsys, hours):
     made = stage(tmp_path)
-    made.judging.began -= 3600 * hours
+    made.judging = TimeShare(SHARE, iter([0.0]).__next__)
+    made.judging.clock = lambda: 3600 * hours
     found = [made.validate(Painted(grey), step, None) for step in (1, 2)]
     said = capsys.readouterr().err
     if hours:

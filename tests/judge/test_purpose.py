@@ -111,6 +111,20 @@ def test_it_is_chosen_once_and_only_for_a_classifier(model, times_chosen, capsys
     assert json.loads(next(model.parent.glob("augmented/*/augmented.json")).read_text())["sampling"]["guidance"] == 3
 
 
+def test_judges_that_recognise_nobody_are_not_believed(model, monkeypatch, capsys):
+    def fake(made, real, num_users, device):
+        right = (torch.arange(len(real)) % num_users == 0).expand(2, -1)  # by chance
+        return [Tried(sampling, right.double()) for sampling in made]
+
+    monkeypatch.setattr(purpose, "try_out", fake)
+    make(model, "--purpose", "augment")
+    said = capsys.readouterr().out
+    assert "guidance 1 is taken, the smallest" in said
+    assert "they can tell nothing about guidance" in said
+    assert "serve a classifier" not in said
+    assert mixings(model) == {1: None}
+
+
 def test_whoever_names_a_guidance_gets_it(model, times_chosen):
     make(model, "--purpose", "augment", "--guidance", "1.25")
     make(model, "--purpose", "augment", "--set", "sampling.guidance=1.75")

@@ -17,7 +17,7 @@ VAE, UNET, LESS, MORE_GUIDANCE = "vae_training", "ldm_training", "less guidance"
 
 def found(
     real=0.9, reconstructed=0.9, made=0.9, three_quarters=0.9, right=0.9, could_be=0.9, variety=1.0, losses=FLAT,
-    generated=4, ridge=None,
+    generated=4, ridge=None, blind=(),
 ) -> list[tuple[str, str]]:  # fmt: skip
     """The reasons, given what the network reached; nothing is wrong with the figures that are left out."""
     reached = {REAL: real, RECONSTRUCTED: reconstructed, GENERATED: made, MORE: 0.9}
@@ -31,6 +31,8 @@ def found(
     measured = {
         "fidelity": {"power": [{"low": 0.0, "high": 0.25, "reconstructed": 1.0, "generated": 1.0},
                                {"low": 0.25, "high": 0.5, "reconstructed": 0.15, "generated": 0.1}]},
+        "sight": {name: {"blind": name in blind, "doubts": "it can tell nothing" if name in blind else ""}
+                  for name in ("network", "ridge")},
         "right_person": {"generated": {"mean": right}, "reconstructed": {"mean": could_be}},
         "reconstructions": {
             name: {"real": {"mean": real}, "trained_on": {"mean": kept}, "tested_on": {"mean": could_be}}
@@ -101,6 +103,15 @@ def test_what_is_no_loss_has_none(figures):
 def test_too_little_variety_and_the_wrong_person_need_more_than_guidance():
     """Less of it would make the persons worse, and more of it the variety."""
     assert "guidance" not in advice(variety=0.5, right=0.5)
+
+
+def test_what_a_judge_says_that_recognises_nobody_is_no_reason():
+    bad = {"reconstructed": 0.05, "made": 0.05, "right": 0.05, "variety": 0.5, "three_quarters": 0.05, "ridge": 0.05}
+    both = found(real=0.1, blind=("network", "ridge"), **bad)
+    assert both[0][0].startswith("Judge: a network has learned from the real images, but it can tell nothing")
+    assert [to_try for _, to_try in both if to_try] == ["more real images of each user, which a judge can learn from"]
+    assert "VAE" not in advice(real=0.1, blind=("network", "ridge"), **bad)
+    assert VAE in advice(real=0.5, blind=("network",), **bad)  # ridge regression recognises them, and it lost much
 
 
 def test_figures_of_a_reason_are_in_its_sentence():

@@ -158,6 +158,22 @@ def test_a_tiny_evaluation_has_its_report(measured):
         assert all(any(row[0] == arm["name"] for row in page.rows) for arm in result["arms"])
 
 
+def test_the_page_doubts_a_judge_that_sees_little(sample):
+    doubted = sample | {"sight": {"network": {"blind": False, "doubts": "it is wrong about most"}}}
+    assert "But it is wrong about most." in report(doubted, sample_pictures())
+    assert "wrong about most" not in report(sample, sample_pictures())
+
+
+def test_the_weakest_are_named_with_how_few_images_they_have(sample):
+    weakest = {"users": ["ID2", "ID6"]} | {key: {"mean": 0.8, "low": 0.7, "high": 0.9} for key in (
+        "real", "with_generated", "gain")}  # fmt: skip
+    users = [user | {"images": 5} for user in sample["results"]["held_out"]["users"]]
+    result = sample["results"]["held_out"] | {"weakest_quarter": weakest, "users": users}
+    page = report(sample | {"results": {"held_out": result}}, sample_pictures())
+    assert "Recognised least without them (ID2, ID6)" in page
+    assert "Each has 5 test images, so that one image recognised more or less is 20.0% of them." in page
+
+
 def test_every_id_is_unique_and_every_anchor_leads_somewhere(page):
     assert len(page.ids) == len(set(page.ids))
     targets = [attributes["href"] for tag, attributes in page.elements if tag == "a"]

@@ -161,4 +161,23 @@ def test_with_a_single_seed_it_names_the_weakest_itself():
     source = made_up()
     users = source.held_out.images.users
     found = who_gains((users != 6)[None], (users >= 0)[None], source)
-    assert found["weakest_quarter"]["gain"]["mean"] == 0.5
+    assert found["weakest_quarter"]["users"] == ["ID7"]
+    assert found["weakest_quarter"]["gain"]["mean"] == 1
+
+
+def test_who_is_recognised_as_rarely_is_named_as_well():
+    """Of five images each, users 1 and 5 miss one, and user 3 misses two; a quarter of eight users are two."""
+    source = made_up()
+    users = source.held_out.images.users
+    number = torch.arange(len(users)) % PER_USER
+    right = ~((users == 1) & (number < 1) | (users == 5) & (number < 1) | (users == 3) & (number < 2))
+    weakest = who_gains(right.expand(3, -1), (users >= 0).expand(3, -1), source)["weakest_quarter"]
+    assert weakest["users"] == ["ID4", "ID2", "ID6"]
+    assert weakest["real"]["mean"] == pytest.approx((0.6 + 0.8 + 0.8) / 3)
+
+
+def test_where_all_are_recognised_alike_nobody_is_the_weakest():
+    source = made_up()
+    users = source.held_out.images.users
+    weakest = who_gains((users < 0).expand(3, -1), (users >= 0).expand(3, -1), source)["weakest_quarter"]
+    assert len(weakest["users"]) == USERS

@@ -72,6 +72,16 @@ def test_each_word_has_its_pattern_of_answers(name, without, with_generated, wor
     assert (said["gain"] is None) == (word == UNKNOWN)
 
 
+def test_a_judge_that_is_wrong_about_most_real_images_says_so():
+    """Whatever it finds is true of it, but little is."""
+    for with_generated, word in ((0.33, NO_DIFFERENCE), (0.45, HELPS)):
+        one = judged(0.33, with_generated)
+        assert one.word == word
+        for said in (one.says, verdict([one])["sentence"]):
+            assert "it is wrong about most real images" in said
+    assert "wrong about most" not in verdict([judged(0.7, 0.7)])["sentence"]
+
+
 def test_the_gain_is_over_the_best_arm_without_generated_images():
     """Not over `real` alone: what augmentation brings by itself is no merit of generated images."""
     rng = torch.Generator().manual_seed(0)

@@ -1,16 +1,19 @@
 """A folder of generated images is named after what decides them, and after nothing else."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from diffusion.schedule import make_schedule
 from tests.tiny import tiny, tiny_denoiser, tiny_vae
 from train.base.errors import UserError
 from train.base.files import read_json
-from train.config.sections import GenerationConfig
+from train.config.sections import DataConfig, GenerationConfig
 from train.runs.final_model import TrainedLDM, load_users, save_users
 from train.runs.generated import (
     claim_folder,
@@ -18,6 +21,8 @@ from train.runs.generated import (
     folder_to_judge,
     image_files,
     image_paths,
+    layout,
+    overview,
     settings_of,
 )
 
@@ -117,3 +122,62 @@ def test_a_folder_goes_on_with_its_own_settings_only(tmp_path, trained):
     with pytest.raises(UserError, match="is not an empty folder, nor one of generated images"):
         claim_folder(tmp_path / "data", tmp_path, settings)
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_any_folder_of_images_by_user_can_be_judged(tmp_path):
+    """Where its report belongs: beside images of this model, and else beside the model."""
+    images, model = tmp_path / "theirs", tmp_path / "ldm/final_model"
+    (images / "ID1").mkdir(parents=True)
+    (images / "ID1/a photo.JPG").touch()
+    settings = {"weights": "abc"}
+
+    def place() -> Path:
+        return folder_to_judge(model, settings, images, tmp_path / "data", ["ID1", "ID2"])[1]
+
+    beside_the_model = tmp_path / "ldm/evaluations/theirs"
+    assert place() == beside_the_model
+    for written, where in (({"steps": 30}, beside_the_model), (settings, images)):
+        (images / "settings.json").write_text(json.dumps(written))
+        assert place() == where
+    (images / "settings.json").write_text(json.dumps({"weights": "def"}))
+    with pytest.raises(UserError, match="another model made"):
+        place()
+
+
+def picture_of(folder, counts: dict[str, int]):
+    """The overview of a folder of so many images of each user, all of one colour of the user's, and its words."""
+    for grey, (name, count) in enumerate(counts.items(), start=1):
+        (folder / name).mkdir()
+        for number in range(count):
+            Image.new("RGB", (64, 64), (40 * grey,) * 3).save(folder / name / f"generated_{number:03d}.png")
+    return overview(folder, list(counts), DataConfig("none", resolution=64))
+
+
+def test_many_images_of_one_user_are_a_square_not_a_strip(tmp_path):
+    picture, words = picture_of(tmp_path, {"ID1": 50})
+    shown = sum(count for count, grey in picture.convert("L").getcolors() if grey == 40) / 64**2
+    assert shown == 50
+    assert picture.height <= picture.width < 1.5 * picture.height
+    assert words == ""
+
+
+def test_every_user_has_lines_of_its_own(tmp_path):
+    picture, _ = picture_of(tmp_path, {"ID1": 7, "ID2": 1, "ID3": 2})
+    first = np.asarray(picture.convert("L"))[33::68, picture.width - 4 * 68 + 33]
+    assert first.tolist() == [40, 40, 80, 120]
+
+
+def test_what_a_picture_leaves_out_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("train.runs.generated.GRID_COLUMNS", 2)
+    monkeypatch.setattr("train.runs.generated.GRID_LINES", 2)
+    picture, words = picture_of(tmp_path, {"ID1": 3, "ID2": 1, "ID3": 2})
+    assert words == "3 of the folder's 6 images "
+    assert picture.height == 2 * 68
+
+
+@pytest.mark.parametrize("counts", [[1], [5] * 31, [200], [1000], [200] * 31, [5] * 100, [3000, 5], [5, 0, 7]])
+def test_a_picture_has_at_most_31_lines_of_30_images(counts):
+    columns, lines = layout(counts)
+    there = sum(min(lines, -(-count // columns)) for count in counts[:31])
+    assert 1 <= columns <= 30
+    assert 1 <= there <= 31

@@ -8,9 +8,10 @@ from PIL import ImageFont
 from train.runs import pictures
 from train.runs.pictures import (
     COLOURS,
+    FRAME,
+    INK,
     PAPER,
     decade_ticks,
-    fitted,
     image_grid,
     legible,
     line_chart,
@@ -18,9 +19,12 @@ from train.runs.pictures import (
     real_and_generated,
     text_font,
     user_labels,
+    wrapped,
 )
 
 WIDTH, HEIGHT = 720, 220  # of a panel
+ACROSS, DOWN = 70 + 4, 66 + 4  # from an image of a grid to the next: the image, its frame and a gap
+TOP_OF_GRID = 20  # below one line of headings
 LEFT, RIGHT, TOP, BOTTOM = 68, WIDTH - 24, 48, 24 + HEIGHT - 8  # of its curves
 
 
@@ -53,63 +57,94 @@ def pixels(image) -> np.ndarray:
 def test_a_grid_shows_every_image_whole_and_in_its_place(channels):
     images = [torch.randint(0, 256, (channels, 66, 70), dtype=torch.uint8) for _ in range(5)]
     grid = pixels(image_grid([("ID1", images[:3]), ("ID22", [images[3], None, images[4]])]))
-    assert grid.shape[0] == 2 * 68
-    margin = grid.shape[1] - 3 * 72
+    assert grid.shape[0] == 2 * DOWN
+    margin = grid.shape[1] - 3 * ACROSS
     assert margin > 0
     for image, (row, column) in zip(images, [(0, 0), (0, 1), (0, 2), (1, 0), (1, 2)], strict=True):
-        y, x = row * 68, margin + column * 72
+        y, x = row * DOWN + 1, margin + column * ACROSS + 1
         expected = image.expand(3, 66, 70).permute(1, 2, 0).numpy()
         assert np.array_equal(grid[y : y + 66, x : x + 70], expected)
-    assert (grid[68:, margin + 72 : margin + 142] == PAPER).all()  # an empty cell
-    assert (grid[66:68] == PAPER).all()  # between the rows
+    assert (grid[DOWN:, margin + ACROSS : margin + 2 * ACROSS] == PAPER).all()  # an empty cell
+    assert (grid[68:DOWN] == PAPER).all()  # between the rows
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_white_and_black_images_are_told_from_each_other(value):
+    grid = pixels(image_grid([("a", [flat(value)] * 2), ("b", [flat(value)] * 2)]))
+    margin = grid.shape[1] - 2 * ACROSS
+    across, down = grid[33, margin:], grid[:, margin + 35]
+    for line, length, pitch in ((across, 70, ACROSS), (down, 66, DOWN)):
+        framed = (line == FRAME).all(axis=1).nonzero()[0].tolist()
+        assert framed == [0, length + 1, pitch, pitch + length + 1]
 
 
 def test_an_image_below_64_pixels_is_enlarged_by_a_whole_factor():
     image = torch.randint(0, 256, (3, 20, 28), dtype=torch.uint8)
     grid = pixels(image_grid([("a", [image])]))
-    assert np.array_equal(grid[:60, -86:-2], image.permute(1, 2, 0).numpy().repeat(3, 0).repeat(3, 1))
+    assert np.array_equal(grid[1:61, -87:-3], image.permute(1, 2, 0).numpy().repeat(3, 0).repeat(3, 1))
 
 
 def test_labels_and_headings_are_beside_the_images_not_on_them():
     rows = [("a long label", [flat(200), flat(200)]), ("b", [flat(200), flat(200)])]
     plain, headed = pixels(image_grid(rows)), pixels(image_grid(rows, ["real", "made"]))
-    assert headed.shape[0] == plain.shape[0] + 16
-    assert np.array_equal(headed[16:], plain)
-    assert (headed[:16] < 100).any()
-    margin = plain.shape[1] - 2 * 72
+    assert headed.shape[0] == plain.shape[0] + TOP_OF_GRID
+    assert np.array_equal(headed[TOP_OF_GRID:], plain)
+    assert (headed[:TOP_OF_GRID] < 100).any()
+    margin = plain.shape[1] - 2 * ACROSS
     assert (plain[:66, :margin] < 100).any()
-    assert (plain[:66, margin : margin + 70] == 200).all()
+    assert (plain[1:67, margin + 1 : margin + 71] == 200).all()
 
 
 def test_a_heading_ends_where_its_column_does():
     rows = [("a", [flat(200), flat(200)])]
     grid = pixels(image_grid(rows, ["Balinese_drawer01", "W" * 100]))
-    margin = grid.shape[1] - 2 * 72
-    assert (grid[:16, margin + 70 : margin + 72] == PAPER).all()
-    assert (grid[:16, margin + 142 :] == PAPER).all()
+    margin, top = grid.shape[1] - 2 * ACROSS, grid.shape[0] - DOWN
+    assert (grid[:top, margin + 72 : margin + ACROSS] == PAPER).all()
+    assert (grid[:top, margin + ACROSS + 72 :] == PAPER).all()
+
+
+def test_a_heading_over_several_columns_stands_once_above_a_line():
+    rows = [("a", [flat(200)] * 4)]
+    grid = pixels(image_grid(rows, ["one", "one", "one", "two"]))
+    margin, top = grid.shape[1] - 4 * ACROSS, grid.shape[0] - DOWN
+    written = [(grid[: top - 4, margin + i * ACROSS : margin + (i + 1) * ACROSS] < 100).any() for i in range(4)]
+    assert written == [True, False, False, True]
+    ruled = (grid[top - 2] == INK).all(axis=1).nonzero()[0]
+    assert (ruled == np.arange(margin, margin + 3 * ACROSS - 2)).all()
+
+
+def test_a_name_is_broken_into_lines_before_it_is_cut():
+    for name in ("Balinese_drawer01", "Maria-Magdalena", "a name in words"):
+        lines = wrapped(name, 72)
+        assert len(lines) > 1
+        assert "".join(lines) == name.replace(" ", "") or " ".join(lines) == name
+        assert all(text_font().getlength(line) <= 72 for line in lines)
+    assert wrapped("Balinese_drawer01", 72) == ["Balinese_", "drawer01"]
+    assert wrapped("ID1", 64) == ["ID1"]
+    assert wrapped("", 64) == []
 
 
 def test_a_text_without_room_keeps_both_ends():
-    for text in ("x" * 120 + "7", "Balinese_drawer01"):
-        short = fitted(text, 64)
-        assert text_font().getlength(short) <= 64
-        assert (short[0], short[-1]) == (text[0], text[-1])
-        assert "…" in short
-    assert fitted("ID1", 64) == "ID1"
-    assert image_grid([("x" * 120, [flat(0)])]).width < 300
+    text = "x" * 120 + "7"
+    lines = wrapped(text, 64)
+    assert len(lines) == 3
+    assert max(text_font().getlength(line) for line in lines) <= 64
+    assert (lines[0][0], lines[-1][-1]) == ("x", "7")
+    assert "…" in "".join(lines)
+    assert image_grid([(text, [flat(0)])]).width < 300
 
 
 def test_real_and_generated_images_are_in_two_separate_blocks():
     real, made = flat(100), flat(200)
     rows = [("a", [real], [made] * 2), ("b", [real] * 3, [made]), ("c", [], [made] * 2)]
     grid = pixels(real_and_generated(rows))
-    margin = grid.shape[1] - 5 * 72
-    values = grid[16 + 33 :: 68, margin + 35 :: 72, 0]
+    margin = grid.shape[1] - 5 * ACROSS
+    values = grid[TOP_OF_GRID + 33 :: DOWN, margin + 35 :: ACROSS, 0]
     empty = PAPER[0]
     assert values.tolist() == [
         [100, empty, empty, 200, 200], [100, 100, 100, 200, empty], [empty, empty, empty, 200, 200]
     ]  # fmt: skip
-    headings = [(grid[:16, margin + i * 72 : margin + i * 72 + 70] < 100).any() for i in range(5)]
+    headings = [(grid[:16, margin + i * ACROSS : margin + i * ACROSS + 72] < 100).any() for i in range(5)]
     assert headings == [True, False, False, True, False]
 
 
@@ -119,7 +154,7 @@ def test_what_is_drawn_has_letters_and_no_boxes():
     assert user_labels(names)[0] == "ID1"
     assert user_labels(names)[3:] == ["user 4", "user 5 walker", "it's"]
     assert legible("Žofie") in ("Žofie", "Zofie")
-    assert fitted("中文", 64) == "?"
+    assert wrapped("中文", 64) == ["?"]
 
 
 def curve_rows(chart, colour, column) -> np.ndarray:
@@ -151,6 +186,16 @@ def test_two_curves_have_two_colours_and_share_one_scale():
     middle = (LEFT + RIGHT) // 2
     assert curve_rows(chart, COLOURS[0], middle).mean() == pytest.approx(BOTTOM, abs=2)
     assert curve_rows(chart, COLOURS[1], middle).mean() == pytest.approx(TOP, abs=2)
+
+
+def test_curves_that_coincide_are_both_seen():
+    same = [(0, 1.0), (50, 2.0), (100, 5.0)]
+    chart = line_chart("x", [{"loss": same, "reconstruction": same}], WIDTH, HEIGHT)
+    for column in range(LEFT + 20, RIGHT - 20, 50):
+        under, over = (curve_rows(chart, colour, column) for colour in COLOURS[:2])
+        assert under.size
+        assert over.size
+        assert under.min() < over.min() <= over.max() < under.max()
 
 
 def test_a_point_not_finite_is_left_out_and_a_lone_one_is_a_dot():

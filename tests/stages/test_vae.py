@@ -64,6 +64,15 @@ def test_the_adversary_joins_at_its_step_and_not_before():
 # ---- where it begins
 
 
+def test_every_loss_is_drawn_and_none_shares_the_panel_of_the_sum():
+    made = stage("data.resolution=24", "vae_loss.adversarial_weight=0.5", "vae_loss.spectral_weight=1")
+    batch = made.draw(5, ROWS)
+    losses = made.losses(batch, slice(None))
+    assert losses.keys() >= {"loss", "reconstruction", "kl", "spectral", "adversarial"}
+    assert losses.keys() <= {name for panel in VAEStage.curves for name in panel}
+    assert ("loss",) in VAEStage.curves
+
+
 def test_random_weights_are_a_function_of_the_seed(monkeypatch):
     monkeypatch.setattr("train.stages.vae.load_images", lambda _: tiny_images())
     made = []

@@ -15,11 +15,14 @@ from train.config.load import CONFIGS, describe
 from train.config.schema import ALTERNATIVES, Config
 
 DEFAULT_CONFIG = CONFIGS / "medium.yaml"
-# Those of the flags below that the commands for a trained model use. They accept the others, but do not list them.
-USED = {
+# Those of the flags below that can matter to a command. It accepts the others, of old scripts, but does not list them.
+SHAPES = ("resolution", "batch_size", "cross_attention_dim", "mixed_precision")
+OF_A_MODEL = {
     "sample": ("batch_size", "output_dir"), "evaluate": ("data_dir",),
     "augment": ("data_dir", "batch_size", "output_dir"),
 }  # fmt: skip
+USED = OF_A_MODEL | {"bench": SHAPES, "memcheck": (*SHAPES, "gradient_accumulation_steps")}
+UNUSED = {"vae": ("cross_attention_dim",)}
 # What --output_dir is to those that write images.
 OUTPUT = {
     "sample": "folder of the images (default: generated/ beside the model)",
@@ -54,7 +57,8 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows a default only where there is one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return super()._get_help_string(action) if action.default else action.help
+        there = action.default or (action.default == 0 and action.default is not False)
+        return super()._get_help_string(action) if there else action.help
 
 
 class Parser(argparse.ArgumentParser):
@@ -88,14 +92,14 @@ def a_path(text: str) -> Path:
 
 def make_parser(command: str, description: str, stage: str) -> Parser:
     parser = Parser(command, description)
-    default = "config.yaml of the model" if command in USED else f"configs/{DEFAULT_CONFIG.name}"
+    default = "config.yaml of the model" if command in OF_A_MODEL else f"configs/{DEFAULT_CONFIG.name}"
     parser.add_argument("--config", type=a_path, default=None, help=f"YAML file (default: {default})")
     more = "change one value of the config"
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help=more)
     for flag, keys in flag_keys(stage).items():
         names = dict.fromkeys([f"--{flag}", f"--{flag.replace('_', '-')}"])
         means = meaning(keys)
-        if flag not in USED.get(command, (flag,)):
+        if flag not in USED.get(command, (flag,)) or flag in UNUSED.get(command, ()):
             means = argparse.SUPPRESS
         elif flag == "output_dir":
             means = OUTPUT.get(command, means)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nets.vae import AutoencoderKL
-from train.base.errors import require
+from train.base.errors import UserError
 from train.base.files import replacing, tensors_hash
 from train.base.processes import on_main
 from train.base.progress import progress
@@ -54,11 +54,19 @@ def measure_scaling(vae: AutoencoderKL, data: UserImages, rows: Tensor, device: 
 
 
 def require_sane_latents(vae: AutoencoderKL, data: UserImages, rows: Tensor, device: torch.device) -> float:
-    """The standard deviation of scaled latents, of a few of the images `rows`; UserError where it is far from 1."""
-    rows = evenly(rows, 32)
-    std = measure_scaling(vae, data, rows, device)["std"] * vae.config.scaling_factor
-    require(0.5 < std < 2.0, f"scaled latents of {len(rows)} images have standard deviation {std:.3g}, not about 1: "
-            "the VAE was trained on other images, or its scaling_factor is not its own")
+    """The standard deviation of scaled latents, of a few of the images `rows`.
+
+    UserError where it is far from 1, with the scale that would make it 1 over all of them.
+    """
+    few, factor = evenly(rows, 32), vae.config.scaling_factor
+    std = measure_scaling(vae, data, few, device)["std"] * factor
+    if not 0.5 < std < 2.0:
+        right = measure_scaling(vae, data, rows, device)["scaling_factor"]
+        raise UserError(
+            f"scaled latents of {len(few)} images have standard deviation {std:.3g}, not about 1: the VAE was trained "
+            f"on other images, or its scaling_factor, {factor:.5g}, is not its own; train one on these images, or "
+            f'write "scaling_factor": {right:.5g}, as measured over {len(rows)} of them, into its config.json'
+        )
     return std
 
 

@@ -32,6 +32,7 @@ def evaluate(
     judged = run_trials(material, quick, seed, device, say)
     seen = judged.trials["network"].networks[0].features
     parts = {
+        "sight": lambda: measures.sight(material, judged.trials),
         "right_person": lambda: measures.right_person(material, judged.trials["network"]),
         "reconstructions": lambda: measures.kept_by_vae(material, judged.trials),
         "fidelity": lambda: measures.fidelity_of(material, vae, device),

@@ -12,11 +12,11 @@ from pathlib import Path
 from torch import Tensor
 
 from nets.vae import AutoencoderKL
-from train.base.files import write_json
+from train.base.files import read_json, tensors_hash, write_json
 from train.base.progress import say
 from train.base.units import counted, duration
 from train.engine.micro_batch import MicroBatch
-from train.judge.kept import ENOUGH, LEAST, Kept, by_network, by_ridge, in_halves
+from train.judge.kept import ENOUGH, LEAST, by_network, by_ridge, in_halves
 from train.stages.vae import VAEStage
 
 SHARE = 0.05  # of a run's time, at most, that judging takes before the end
@@ -81,24 +81,35 @@ class JudgedVAEStage(VAEStage):
                   "two of each")  # fmt: skip
             return summary
         decoded, _, _ = self.reconstructions(vae, self.halves.rows)
-        judged = [
-            by_network(self.halves, decoded, self.config.seed, self.device, announce),
-            by_ridge(self.halves, decoded),
-        ]
-        accuracies = {one.judge: dict(zip(ACCURACIES, one.accuracies, strict=True)) for one in judged}
-        write_json(Path(self.training.output_dir) / "judged.json", accuracies)
+        judged = self.judged(decoded).values()
         images = counted(len(self.halves.rows), "image")
         print(f"VAE: judged by classifiers of one half of {images} of training recordings, asked about the other half:")
         for one in judged:
-            print(f"VAE: {one.in_words()}")
-        lost = [one for one in judged if one.has_lost]
+            print(f"VAE: {one['says']}")
+        lost = [one["says"] for one in judged if one["has_lost"]]
         if lost:
             print(f"VAE: warning: {self.too_little(lost)}", file=sys.stderr)
         return summary
 
-    def too_little(self, lost: list[Kept]) -> str:
-        vae, length = self.model.config, self.training.length_key
-        said = "; ".join(one.in_words() for one in lost)
+    def judged(self, decoded: Tensor) -> dict[str, dict]:
+        """What each judge says of these reconstructions; a run that has ended and is started again has it already."""
+        halves, path = self.halves, Path(self.training.output_dir) / "judged.json"
+        key = tensors_hash([decoded, halves.real.images, halves.real.users, halves.second], str(self.config.seed))
+        kept = read_json(path) if path.is_file() else {}
+        if kept and all(one.get("of") == key for one in kept.values()):
+            return kept
+        both = by_network(halves, decoded, self.config.seed, self.device, announce), by_ridge(halves, decoded)
+        found = {
+            one.judge: dict(zip(ACCURACIES, one.accuracies, strict=True))
+            | {"says": one.in_words(), "has_lost": one.has_lost, "of": key}
+            for one in both
+        }
+        write_json(path, found)
+        return found
+
+    def too_little(self, lost: list[str]) -> str:
+        """A warning with what the judges say."""
+        vae, length, said = self.model.config, self.training.length_key, "; ".join(lost)
         return (
             f"its reconstructions lose what tells users apart, and images made with it will too: {said}. That is less "
             f"than {ENOUGH:.0%} of the accuracy on real images. Raise vae.latent_channels (now {vae.latent_channels}) "

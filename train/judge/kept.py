@@ -21,6 +21,7 @@ from train.judge.interval import Figure, over_recordings
 from train.judge.labelled import Labelled
 from train.judge.material import labelled
 from train.judge.pool import Training, at_once, seconds_per_step, steps_enough, train_all
+from train.judge.sight import doubts, is_blind
 
 MOST, LEAST = 2000, 50  # images; with fewer, a tenth of the accuracy is a handful of them
 ENOUGH = 0.9  # share of the accuracy on real images that reconstructions must leave
@@ -94,7 +95,7 @@ class Kept:
     @property
     def can_tell(self) -> bool:
         """Whether it recognises real images better than by chance, as far as the number of recordings can show."""
-        return self.figure(self.real.double()).low > self.chance
+        return not is_blind(self.figure(self.real.double()), self.chance)
 
     @property
     def has_lost(self) -> bool:
@@ -112,8 +113,9 @@ class Kept:
         real, on, of = map(percent, self.accuracies)
         if not self.can_tell:
             return f"{self.judge} cannot tell: it recognises {real} of real images (chance {percent(self.chance)})"
+        doubt = doubts(self.figure(self.real.double()), self.chance)
         return (f"{self.judge} recognises {real} of real images, {on} of reconstructions, and {of} of real images when "
-                "it is trained on reconstructions")  # fmt: skip
+                f"it is trained on reconstructions{'; ' * bool(doubt)}{doubt}")  # fmt: skip
 
     def figure(self, values: Tensor) -> Figure:
         return over_recordings(values[None], self.halves.recordings, least=-1.0)

@@ -12,8 +12,10 @@ from train.judge import distances as d
 from train.judge.arms import REAL, RECONSTRUCTED
 from train.judge.interval import over_recordings
 from train.judge.material import Material
+from train.judge.sight import doubts, is_blind
 from train.judge.spectra import row_spectra
 from train.judge.trials import Trials
+from train.judge.verdict import by_chance
 from train.stages import fidelity
 from train.stages.copies import Originals, closest_pairs
 from train.stages.vae import reconstructions
@@ -39,6 +41,16 @@ def counts(material: Material) -> dict:
         "resolution": side,
         "channels": channels,
     }
+
+
+def sight(material: Material, trials: dict[str, Trials]) -> dict:
+    """By judge: what the real images alone have taught it, which decides what its word on others is worth."""
+    test, found = material.held_out, {}
+    for name, one in trials.items():
+        real = over_recordings(one.correct(REAL, "held_out", test.images.users), test.recordings)
+        chance = by_chance(one.recognised[REAL]["held_out"], test.images.users)
+        found[name] = {"blind": is_blind(real, chance), "doubts": doubts(real, chance)}
+    return found
 
 
 def right_person(material: Material, trials: Trials) -> dict:

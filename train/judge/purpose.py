@@ -32,6 +32,7 @@ from train.judge.interval import between_seeds, over_recordings
 from train.judge.labelled import Labelled
 from train.judge.material import labelled, real_images
 from train.judge.pool import Training, steps_enough, train_all
+from train.judge.sight import is_blind
 from train.judge.verdict import of_a_difference
 from train.runs.final_model import TrainedLDM
 from train.runs.generated import SEED, settings_of
@@ -133,14 +134,21 @@ def choose_now(model: Path, config: Config, trained: TrainedLDM, key: dict, path
 
     guided = tried([replace(config.sampling, guidance=scale) for scale in GUIDANCES], "choosing the guidance")
     plain, mixed = best(guided, recordings), []
-    if config.sampling.mix_above is None and num_users > 1:
+    highest, chance = max(guided, key=lambda one: one.accuracy), float(real.users.bincount().max()) / len(real)
+    blind = is_blind(over_recordings(highest.right, recordings), chance)
+    if config.sampling.mix_above is None and num_users > 1 and not blind:
         mixed = tried([replace(plain.sampling, mix_above=level) for level in MIXINGS], "choosing the mixing")
     chosen = keys_of(most_mixed(plain, mixed))
     figures = [keys_of(one) | {"accuracy": one.accuracy} for one in (*guided, *mixed)]
     write_json(path, {"chosen": chosen, "tried": figures, "images_per_user": each, "of": key})
     mixing = f"mixing above {chosen['mix_above']:g}" if chosen["mix_above"] else "no mixing"
-    print(f"guidance {chosen['guidance']:g} and {mixing} serve a classifier: judges that learn from {each} generated "
-          f"images per user recognise of the real ones {', '.join(map(str, (*guided, *mixed)))} ({path})")  # fmt: skip
+    said = (f"judges that learn from {each} generated images per user recognise of the real training images "
+            f"{', '.join(map(str, (*guided, *mixed)))}")  # fmt: skip
+    if blind:
+        print(f"guidance {chosen['guidance']:g} is taken, the smallest: {said}, which is not above chance "
+              f"({percent(chance)}), so that they can tell nothing about guidance ({path})")  # fmt: skip
+    else:
+        print(f"guidance {chosen['guidance']:g} and {mixing} serve a classifier: {said} ({path})")
     return chosen
 
 

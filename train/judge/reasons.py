@@ -12,13 +12,21 @@ RISING = 0.02  # accuracy that the last quarter of the real images still brought
 
 
 def reasons(one: Judgement, found: dict, losses: list[float], material: Material) -> list[tuple[str, str]]:
-    """Pairs of what is the case and what to try, "" where nothing has to be done. `one` is the network's judgement."""
+    """Pairs of what is the case and what to try, "" where nothing has to be done. `one` is the network's judgement.
+
+    A network that recognises nobody gives no reasons: what it says would be chance.
+    """
+    made = of_the_number(material)
+    if found["sight"]["network"]["blind"]:
+        said = f"Judge: a network has learned from the real images, but {found['sight']['network']['doubts']}"
+        return [(said, "more real images of each user, which a judge can learn from"), *of_the_vae(found), *made]
     return [
         *of_the_vae(found),
         *of_the_unet(one, found),
         *of_guidance(found),
         *of_the_length(losses),
-        *of_the_images(one, material),
+        *of_the_images(one),
+        *made,
     ]
 
 
@@ -26,7 +34,9 @@ def of_the_vae(found: dict) -> list[tuple[str, str]]:
     fine = found["fidelity"]["power"][-1]
     by_judge = {name: (figures["real"]["mean"], figures["trained_on"]["mean"])
                 for name, figures in found["reconstructions"].items()}  # fmt: skip
-    reached = (f"{TITLES[name]} reaches {percent(kept)} (real images: {percent(real)})"
+    blind = [name for name, sight in found["sight"].items() if sight["blind"]]
+    reached = (f"{TITLES[name]} reaches {percent(kept)} (real images: {percent(real)}"
+               f"{', no more than by chance' if name in blind else ''})"
                for name, (real, kept) in by_judge.items())  # fmt: skip
     said = (f"VAE: trained on its reconstructions, {' and '.join(reached)}; above {fine['low']} cycles per pixel they "
             f"have {percent(fine['reconstructed'])} of the real images' power")  # fmt: skip
@@ -34,7 +44,7 @@ def of_the_vae(found: dict) -> list[tuple[str, str]]:
         "let the VAE keep more: more steps (vae_training), more latent channels (vae.latent_channels), more weight on "
         "the power of textures (vae_loss.spectral_weight) or one halving less (vae.channels)"
     )
-    lost = any(kept < KEPT * real for real, kept in by_judge.values())
+    lost = any(kept < KEPT * real for name, (real, kept) in by_judge.items() if name not in blind)
     return [(said, to_try if lost else "")]
 
 
@@ -45,6 +55,8 @@ def of_the_unet(one: Judgement, found: dict) -> list[tuple[str, str]]:
     said = (f"UNet: trained on generated images alone, a network reaches {percent(made)}, where reconstructions reach "
             f"{percent(possible)}; a network of real images recognises {percent(right)} of the generated ones and "
             f"{percent(could_be)} of the reconstructions")  # fmt: skip
+    doubt = found["sight"]["network"]["doubts"]
+    said += f"; but {doubt}" if doubt else ""
     return [(said, "train the UNet for more steps (ldm_training)" if made < KEPT * possible else "")]
 
 
@@ -72,16 +84,17 @@ def of_the_length(losses: list[float]) -> list[tuple[str, str]]:
     return [(said, "train the UNet for more steps (ldm_training)")]
 
 
-def of_the_images(one: Judgement, material: Material) -> list[tuple[str, str]]:
-    found = []
-    if CURVE[-1] in one.accuracy:
-        brought = one.accuracy[REAL].mean - one.accuracy[CURVE[-1]].mean
-        if brought > RISING:
-            said = f"Few images: the last quarter of the real images brought {points(brought)} points"
-            found.append((said, "more real recordings, which are worth more than anything else"))
+def of_the_images(one: Judgement) -> list[tuple[str, str]]:
+    brought = one.accuracy[REAL].mean - one.accuracy[CURVE[-1]].mean if CURVE[-1] in one.accuracy else 0.0
+    if brought <= RISING:
+        return []
+    said = f"Few images: the last quarter of the real images brought {points(brought)} points"
+    return [(said, "more real recordings, which are worth more than anything else")]
+
+
+def of_the_number(material: Material) -> list[tuple[str, str]]:
     made, real = len(material.generated), len(material.training)
-    if made < 0.9 * TIMES[-1] * real:
-        said = f"{made:,} generated images are {made / real:.2g} for each real one"
-        most = f"{TIMES[-1]:g}"
-        found.append((said, f"make up to {most} for each (train.sample --purpose augment --per_training_image {most})"))
-    return found
+    if made >= 0.9 * TIMES[-1] * real:
+        return []
+    said, most = f"{made:,} generated images are {made / real:.2g} for each real one", f"{TIMES[-1]:g}"
+    return [(said, f"make up to {most} for each (train.sample --purpose augment --per_training_image {most})")]

@@ -40,13 +40,15 @@ def right_person(evaluation: dict) -> Markup:
         f"A network trained on real images recognises that person in {interval(found['generated'])} of the generated "
         f"images, and in {interval(found['held_out'])} of held-out real images."
     )
+    doubt = evaluation["sight"]["network"]["doubts"]
+    answers = [answer, f"But {doubt}."] if doubt else [answer]
     rows = [(words, interval(found[key])) for key, words in kinds.items()]
     explained = (
         "An image that is easily recognised need not be of use: generated images can be more typical of a person than "
         "real ones are, and teach little. So this is no verdict."
     )
     return joined([
-        lead("Does a generated image show the person that was asked for?", answer),
+        lead("Does a generated image show the person that was asked for?", *answers),
         table("Recognised as the right person", ["images", "share"], rows),
         *confusions(evaluation["data"]["users"], found["confusion"]),
         note(explained),

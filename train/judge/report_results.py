@@ -211,12 +211,20 @@ def users(results: dict[str, dict]) -> Markup:
         headings = ["person", "test images", "without", "with", "gain", "right person"]
         title = "Test images recognised without and with generated ones, and generated ones of the right person"
         both = element("div", gain_bars(ordered), table(title, headings, rows), class_="pair people")
-        return joined([weakest(result["weakest_quarter"]), both])
+        return joined([weakest(result["weakest_quarter"], result["users"]), both])
 
-    def weakest(found: dict) -> Markup:
-        who = element("strong", f"The quarter that is recognised least without them ({some(found['users'], 8)}): ")
+    def weakest(found: dict, everybody: list[dict]) -> Markup:
+        if 1 < len(everybody) == len(found["users"]):
+            return element("p", f"Without generated images all {len(everybody)} are recognised equally often.")
+        who = element("strong", f"Recognised least without them ({some(found['users'], 8)}): ")
         before, after = interval(found["real"]), interval(found["with_generated"])
-        return element("p", who, f"{before} without generated images, {after} with, {gain(found['gain'], ' points')}.")
+        images = [user["images"] for user in everybody if user["name"] in found["users"]]
+        few, many = min(images), max(images)
+        asked = f"{few:,} test images" if few == many else f"{few:,} to {many:,} test images"
+        return element(
+            "p", who, f"{before} without generated images, {after} with, {gain(found['gain'], ' points')}. ",
+            f"Each has {asked}, so that one image recognised more or less is {percent(1 / few)} of them.",
+        )  # fmt: skip
 
     def answer(key: str, result: dict) -> str:
         gains = [user["gain"] for user in result["users"]]

@@ -17,6 +17,7 @@ from train.judge.sifting import advice_of, sifting
 from train.judge.trials import Trials
 from train.judge.verdict import Judgement, judge, verdict
 
+SAME = 1e-9  # below the difference of two accuracies that are not equal
 PLACES = {"held_out": "recordings that nothing was trained on", "test_dir": "recordings of other conditions"}
 
 
@@ -140,13 +141,24 @@ def by_user(one: Judgement, trials: dict[str, Trials], name: str, test: TestSet,
     ]  # fmt: skip
     size, seeds = max(1, len(there) // 4), range(len(real))
     rest = [[other for other in seeds if other != seed] or [seed] for seed in seeds]
-    weakest = [there[real[others][:, there].mean(0).argsort(stable=True)[:size]] for others in rest]
+    weakest = [there[weakest_of(real[others][:, there].mean(0), size)] for others in rest]
     figures = {
         key: asdict(over_seeds([float(values[seed, weakest[seed]].mean()) for seed in seeds]))
         for key, values in (("real", real), ("with_generated", with_generated), ("gain", with_generated - real))
     }
-    order = there[real[:, there].mean(0).argsort(stable=True)[:size]]
-    return {"users": table, "weakest_quarter": {"users": [material.user_names[u] for u in order.tolist()], **figures}}
+    named = [material.user_names[u] for u in there[weakest_of(real[:, there].mean(0), size)].tolist()]
+    return {"users": table, "weakest_quarter": {"users": named, **figures}}
+
+
+def weakest_of(accuracy: Tensor, size: int) -> Tensor:
+    """Which of `accuracy` (T,) are the `size` lowest, in ascending order, with all that are as low as the last of them.
+
+    The highest are not among them, unless all are equal.
+    """
+    highest, last = accuracy.max(), accuracy.sort().values[size - 1]
+    low = (accuracy < last + SAME) & ((accuracy < highest - SAME) | (accuracy.min() > highest - SAME))
+    order = accuracy.argsort(stable=True)
+    return order[low[order]]
 
 
 def per_user(right: Tensor, users: Tensor, num_users: int) -> Tensor:

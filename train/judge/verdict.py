@@ -13,6 +13,7 @@ from train.base.units import percent, points
 from train.judge.arms import Arm
 from train.judge.interval import Figure, Variance, between_seeds, over_recordings
 from train.judge.material import TestSet
+from train.judge.sight import doubts, is_blind
 from train.judge.trials import Trials
 
 HELPS, HARMS = "helps", "does harm"
@@ -62,6 +63,8 @@ def judge(name: str, trials: Trials, tests: str, test: TestSet) -> Judgement:
     says = why_not(accuracy[baseline], chance, gains[best])
     word = UNKNOWN if says else word_for(gains, best)
     able = f"it may judge: {percent(accuracy[baseline].mean)} without generated images (chance {percent(chance)})"
+    doubt = doubts(accuracy[baseline], chance)
+    able += f"; but {doubt}" if doubt else ""
     return Judgement(name, word, word != UNKNOWN, says or able, chance, accuracy, gains, baseline, best)
 
 
@@ -88,7 +91,7 @@ def by_chance(said: Tensor, users: Tensor) -> float:
 def why_not(accuracy: Figure, chance: float, gain: Figure) -> str:
     """Why a judge of this accuracy without generated images cannot judge; "" where it can."""
     room, half = 1 - accuracy.mean, gain.high - gain.mean
-    if accuracy.low <= chance:
+    if is_blind(accuracy, chance):
         return (f"it may not judge: with the real images alone it recognises {percent(accuracy.mean)}, which is not "
                 f"above chance ({percent(chance)})")  # fmt: skip
     if accuracy.mean >= SATURATED or room <= half:
@@ -130,4 +133,6 @@ def in_words(one: Judgement) -> str:
         return f"{TITLES[one.judge]}: {one.says}"
     before, after = (f"{percent(one.accuracy[arm].mean)} ({arm.in_words})" for arm in (one.baseline, one.best))
     low, high = points(one.gain.low), points(one.gain.high)
-    return f"{points(one.gain.mean)} points [{low}, {high}], from {before} to {after}, by {TITLES[one.judge]}"
+    doubt = doubts(one.accuracy[one.baseline], one.chance)
+    by = f"{TITLES[one.judge]} ({doubt})" if doubt else TITLES[one.judge]
+    return f"{points(one.gain.mean)} points [{low}, {high}], from {before} to {after}, by {by}"

@@ -1,6 +1,7 @@
 """A folder of generated images: `USER/generated_000.png`, ..., and the settings that made them, `settings.json`."""
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +21,7 @@ SETTINGS = "settings.json"
 AUGMENTED = "augmented.json"  # the same of an augmented data set (train/runs/augmented.py)
 SEED = 0  # where none is given
 MOST_IMAGES = 100_000  # of each user
-GRID_USERS, GRID_IMAGES = 31, 30
+GRID_COLUMNS, GRID_LINES = 30, 31
 
 
 def settings_of(sampling: GenerationConfig, seed: int, trained: TrainedLDM) -> dict:
@@ -81,11 +82,31 @@ def image_files(folder: Path, user: str) -> list[Path]:
     return sorted(located(folder, user).glob("*.png"))
 
 
-def overview(folder: Path, names: list[str], config: DataConfig) -> Image.Image:
-    """The images in the folder, a row for each user: at most 31 users, and 30 images of each."""
-    rows = [(label, image_files(folder, name)) for label, name in zip(user_labels(names), names, strict=True)]
-    shown = [(label, files[:GRID_IMAGES]) for label, files in rows if files][:GRID_USERS]
-    return image_grid([(label, [read_image(path, config) for path in files]) for label, files in shown])
+def overview(folder: Path, names: list[str], config: DataConfig) -> tuple[Image.Image, str]:
+    """The images in the folder, in one picture about as wide as high, and in words how many of them it shows.
+
+    A user has as many lines as it takes; where there are too many images, each user's first ones are shown.
+    """
+    files = [(label, image_files(folder, name)) for label, name in zip(user_labels(names), names, strict=True)]
+    files = [(label, paths) for label, paths in files if paths]
+    columns, lines = layout([len(paths) for _, paths in files])
+    rows = [
+        ("" if line else label, paths[columns * line : columns * (line + 1)])
+        for label, paths in files[:GRID_LINES] for line in range(lines) if len(paths) > columns * line
+    ]  # fmt: skip
+    shown, there = (sum(len(paths) for _, paths in some) for some in (rows, files))
+    words = "" if shown == there else f"{shown:,} of the folder's {there:,} images "
+    return image_grid([(label, [read_image(path, config) for path in paths]) for label, paths in rows]), words
+
+
+def layout(counts: list[int]) -> tuple[int, int]:
+    """Columns of a picture of so many images of each user, and lines that a user has at most: the fewest columns
+    with which it is no higher than wide or than a line for each user."""
+    for columns in range(1, GRID_COLUMNS + 1):
+        lines = sum(math.ceil(count / columns) for count in counts)
+        if lines <= min(max(columns, len(counts)), GRID_LINES):
+            return columns, math.ceil(max(counts) / columns)
+    return GRID_COLUMNS, max(1, GRID_LINES // len(counts))
 
 
 def folder_to_judge(
@@ -105,10 +126,10 @@ def folder_to_judge(
     require(other, f"{folder}: holds the real images; give the folder of generated ones as --images")
     there = any(path.suffix.lower() in SUFFIXES for user in users for path in located(folder, user).glob("*"))
     require(there, f"{folder}: holds no image of a user of {model}; make some {command}")
-    made_with = next((folder / name for name in (SETTINGS, AUGMENTED) if (folder / name).is_file()), None)
-    if not made_with:
+    files = [folder / name for name in (SETTINGS, AUGMENTED) if (folder / name).is_file()]
+    theirs = next((made_with for made_with in map(read_json, files) if "weights" in made_with), None)
+    if not theirs:  # another program's images, whatever its settings.json holds
         return folder, model.parent / "evaluations" / folder.resolve().name
-    theirs = read_json(made_with)
     same = all(theirs.get(key) == settings[key] for key in settings if key not in ("seed", "sampling"))
     require(same, f"{folder}: holds images that another model made than {model}; give theirs as --model, or make new "
             f"ones {command}")

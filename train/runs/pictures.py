@@ -15,10 +15,15 @@ from train.data.images import to_picture
 
 PICTURE_BATCH = 8  # images that go through the model at once for a picture during training
 INK, PAPER, RULE = (30, 30, 30), (255, 255, 255), (222, 222, 222)
+FRAME = (150, 150, 150)  # around an image, which may be white or black up to its edge
 COLOURS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 127, 14))
-# Pixels: between the images of a grid; height of a line of text; least side of an image; width of the widest label.
+# Pixels: between the frames of two images of a grid; height of a line of text; least side of an image; width of the
+# widest label.
 GAP, LINE, LEAST, LABEL = 2, 16, 64, 160
 LARGEST = 1e100  # of a curve: of larger values the difference, of smaller ones the logarithm, may be no number
+RULED = 4  # below headings, with the line under those of several columns
+LINES = 3  # of a label or a heading, at most
+BREAKS = "_-. "  # after which a name is broken first
 LEFT, RIGHT, TOP, BOTTOM, INSET = 60, 16, 24, 24, 8  # pixels: around the panels of a chart; around the curves in one
 
 
@@ -45,14 +50,29 @@ def legible(text: str) -> str:
     return "".join(c for c in spelt if has_glyph(c)).strip()
 
 
-def fitted(text: str, width: float) -> str:
-    """The text as it can be drawn, shortened in the middle where it is wider than `width` pixels."""
+def wrapped(text: str, width: float, most: int = LINES) -> list[str]:
+    """The text as it can be drawn, in at most so many lines of `width` pixels; too long a one lacks its middle."""
+    if not text:
+        return []
     text = whole = legible(text) or "?"
     keep = len(whole)
-    while keep and text_font().getlength(text) > width:
+    while len(lines := broken(text, width)) > most and keep > 2:
         keep -= 1
         text = whole[: keep - keep // 2] + "…" + whole[len(whole) - keep // 2 :]
-    return text
+    return lines
+
+
+def broken(text: str, width: float) -> list[str]:
+    """The text in lines of at most `width` pixels, which end after one of `BREAKS` where there is one."""
+    lines = []
+    while text:
+        ends = range(1, len(text) + 1)
+        end = max(1, bisect_right(ends, width, key=lambda end: text_font().getlength(text[:end].rstrip())))
+        if end < len(text):
+            end = max((i for i in range(1, end + 1) if text[i - 1] in BREAKS), default=end)
+        lines.append(text[:end].strip())
+        text = text[end:].lstrip()
+    return lines
 
 
 def user_labels(names: Sequence[str]) -> list[str]:
@@ -67,30 +87,42 @@ def user_labels(names: Sequence[str]) -> list[str]:
 def image_grid(rows: Sequence[tuple[str, Sequence[Tensor | None]]], headings: Sequence[str] = ()) -> Image.Image:
     """Rows of equally sized images (uint8, (C, H, W) each), a label before each, a heading above each column.
 
-    None is an empty cell. `headings` may be fewer than the columns; an empty string gives its room to the heading
-    before it. Images of less than 64 pixels are enlarged by a whole factor.
+    None is an empty cell. `headings` may be fewer than the columns; an empty string, or the same once more, gives its
+    room to the heading before it, which is underlined then. Images of less than 64 pixels are enlarged by a whole
+    factor.
     """
-    labels = [fitted(label, LABEL) for label, _ in rows]
-    margin = max(math.ceil(text_font().getlength(label)) for label in labels) + 8
     _, height, width = next(image.shape for _, images in rows for image in images if image is not None)
     zoom = math.ceil(LEAST / max(height, width))
     height, width = height * zoom, width * zoom
-    top = LINE if headings else 0
+    across, down = width + 2 + GAP, height + 2 + GAP  # from an image to the next; its frame takes one pixel all round
+    labels = [wrapped(label, LABEL, min(LINES, max(1, height // LINE))) for label, _ in rows]
+    margin = max((math.ceil(text_font().getlength(line)) for lines in labels for line in lines), default=0) + 8
     columns = max(len(images) for _, images in rows)
-    canvas = Image.new("RGB", (margin + columns * (width + GAP), top + len(rows) * (height + GAP)), PAPER)
+    begins = [i for i, heading in enumerate(headings) if heading and (i == 0 or heading != headings[i - 1])]
+    spans = list(pairwise([*begins, columns]))
+    titles = [wrapped(headings[begin], (end - begin) * across - GAP) for begin, end in spans]
+    top = LINE * max(map(len, titles)) + RULED if titles else 0
+    canvas = Image.new("RGB", (margin + columns * across, top + len(rows) * down), PAPER)
     brush = ImageDraw.Draw(canvas)
-    headed = [column for column, heading in enumerate(headings) if heading]
-    for column, end in pairwise([*headed, columns]):
-        text = fitted(headings[column], (end - column) * (width + GAP) - GAP)
-        brush.text((margin + column * (width + GAP), 1), text, INK, text_font())
-    for row, (label, (_, images)) in enumerate(zip(labels, rows, strict=True)):
-        y = top + row * (height + GAP)
-        brush.text((4, y + height / 2), label, INK, text_font(), anchor="lm")
+    for (begin, end), lines in zip(spans, titles, strict=True):
+        paint_lines(brush, margin + begin * across, top - RULED - LINE * len(lines), lines)
+        if end - begin > 1:
+            brush.line([(margin + begin * across, top - 2), (margin + end * across - GAP - 1, top - 2)], INK)
+    for row, (lines, (_, images)) in enumerate(zip(labels, rows, strict=True)):
+        y = top + row * down
+        paint_lines(brush, 4, y + 1 + (height - LINE * len(lines)) // 2, lines)
         for column, image in enumerate(images):
             if image is not None:
                 picture = to_picture(image).resize((width, height), Image.Resampling.NEAREST)
-                canvas.paste(picture, (margin + column * (width + GAP), y))
+                x = margin + column * across
+                brush.rectangle([x, y, x + width + 1, y + height + 1], outline=FRAME)
+                canvas.paste(picture, (x + 1, y + 1))
     return canvas
+
+
+def paint_lines(brush: ImageDraw.ImageDraw, x: int, y: int, lines: Sequence[str]) -> None:
+    for i, line in enumerate(lines):
+        brush.text((x, y + 1 + LINE * i), line, INK, text_font())
 
 
 def real_and_generated(rows: Sequence[tuple[str, Sequence[Tensor], Sequence[Tensor]]]) -> Image.Image:
@@ -120,7 +152,8 @@ Curves = dict[str, Sequence[tuple[int, float]]]
 def line_chart(title: str, panels: Sequence[Curves], width: int = 720, height: int = 220) -> Image.Image:
     """Panels, each `height` pixels high, one below the other, of curves of (x, y) points over one axis of whole x.
 
-    Points whose y is not finite, or beyond all measure, are left out, and so is a panel without any others; a single point is a dot.
+    Points whose y is not finite, or beyond all measure, are left out, and so is a panel without any others; a single
+    point is a dot.
     """
     panels = [{name: [p for p in curve if abs(p[1]) < LARGEST] for name, curve in panel.items()} for panel in panels]
     panels = [panel for panel in panels if any(panel.values())]
@@ -170,11 +203,12 @@ def paint_panel(brush: ImageDraw.ImageDraw, curves: list, column: Callable, box:
         brush.text((left - 6, row(tick)), f"{tick:.6g}", INK, text_font(), anchor="rm")
     for i, (name, points, colour) in enumerate(curves):
         line = [(column(x), row(y)) for x, y in points]
+        width = 2 + 4 * (len(curves) - 1 - i)  # a curve that lies on another one leaves its edges to be seen
         if len(line) > 1:
-            brush.line(line, colour, 2)
+            brush.line(line, colour, width, joint="curve")
         elif line:
-            x, y = line[0]
-            brush.ellipse([x - 2, y - 2, x + 2, y + 2], fill=colour)
+            (x, y), radius = line[0], 1 + width // 2
+            brush.ellipse([x - radius, y - radius, x + radius, y + radius], fill=colour)
         brush.text((left + INSET + 150 * i, top - LINE - 4), name, colour, text_font())
 
 

@@ -48,7 +48,10 @@ class VAEBatch:
 class VAEStage(Stage):
     name, title = "vae", "VAE"
     metric, better = "validation_psnr", max
-    curves = (("loss", "reconstruction"), ("validation_psnr",))
+    curves = (
+        ("loss",), ("reconstruction",), ("kl",), ("spectral",), ("perceptual",), ("adversarial", "discriminator"),
+        ("validation_psnr",),
+    )  # fmt: skip
 
     def __init__(self, config: Config, data: UserImages, vae: AutoencoderKL, vgg16: VGG16Distance | None):
         self.config, self.data, self.model, self.vgg16 = config, data, vae, vgg16
