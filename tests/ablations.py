@@ -28,11 +28,12 @@ from train.judge.interval import student_quantile
 LIST = Path(__file__).with_suffix(".yaml")
 CONFIG = "configs/demo.yaml"
 SECONDS = "seconds.json"  # what the commands of a run took
+STAGES = {"vae": "VAE", "ldm": "UNet", "sampling": "Sampling, with the baseline's UNet"}  # with their titles
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training of one setting."""
+    """One setting, trained once; or, in the stage "sampling", images of the baseline's UNet made in one way."""
 
     data: str
     stage: str
@@ -48,11 +49,13 @@ class Run:
 
 
 def planned(listed: dict, folders: dict[str, str], seeds: int) -> Iterator[Run]:
-    """All runs, of one seed after the other, the VAEs first."""
+    """All runs, of one seed after the other, the VAEs first; of some data only the stages that its key `only` names."""
     for data, common in listed["data"].items():
+        common = dict(common)
+        stages = common.pop("only", STAGES)
         where = {"data.dir": folders[data]} if data in folders else {}
         for seed in range(seeds):
-            for stage in ("vae", "ldm"):
+            for stage in stages:
                 for setting, keys in listed[stage].items():
                     keys = dict(keys or {})
                     vae = keys.pop("vae", "baseline")
@@ -70,12 +73,18 @@ def carry_out(run: Run, runs: Path) -> None:
         commands = {"vae": train}
     else:
         vae = Run(run.data, "vae", run.vae, run.seed, {}).folder(runs) / "vae/final_model"
-        model = str(folder / "ldm/final_model")
+        trained = run.setting if run.stage == "ldm" else "baseline"
+        model = str(Run(run.data, "ldm", trained, run.seed, {}).folder(runs) / "ldm/final_model")
+        ways = [word for key, value in run.keys.items() if key.startswith("sampling.")
+                for word in ("--set", f"{key}={json.dumps(value)}")]  # fmt: skip
+        images = str(folder / "images")
         commands = {
             "ldm": [*train, "--vae_path", str(vae)],
-            "sample": ["--model", model, "--per_training_image", "1"],
-            "evaluate": ["--model", model, "--quick", "--seed", str(run.seed)],
+            "sample": ["--model", model, "--per_training_image", "1", "--output_dir", images, *ways],
+            "evaluate": ["--model", model, "--images", images, "--quick", "--seed", str(run.seed)],
         }
+        if run.stage == "sampling":
+            del commands["ldm"]
     for command, words in commands.items():
         if command in seconds:
             continue
@@ -109,9 +118,8 @@ def of_vae(folder: Path) -> Figures:
     }  # fmt: skip
 
 
-def of_ldm(folder: Path) -> Figures:
-    (path,) = folder.glob("ldm/generated/*/evaluation.json")
-    found = read_json(path)
+def of_images(folder: Path) -> Figures:
+    found, seconds = read_json(folder / "images/evaluation.json"), read_json(folder / SECONDS)
     held_out, figures = found["results"]["held_out"], {}
     for one in held_out["judges"]:
         accuracy = {arm["name"]: arm["accuracy"]["mean"] for arm in held_out["arms"] if arm["judge"] == one["name"]}
@@ -125,7 +133,7 @@ def of_ldm(folder: Path) -> Figures:
         "variety": found["variety"]["ratio"],
         "Fréchet distance / floor": nearest["value"] / nearest["floor"],
         "copies %": 100 * copies["generated_accused"] / max(copies["generated"], 1),
-        "seconds": read_json(folder / SECONDS)["ldm"],
+        "seconds": seconds.get("ldm", seconds["sample"]),
     }
 
 
@@ -162,17 +170,17 @@ def table(rows: dict[str, list[Figures]]) -> list[str]:
 
 
 def record(out: Path, listed: dict, done: list[Run], runs: Path, command: str) -> None:
-    figures: dict[str, Callable[[Path], Figures]] = {"vae": of_vae, "ldm": of_ldm}
+    figures: dict[str, Callable[[Path], Figures]] = {"vae": of_vae, "ldm": of_images, "sampling": of_images}
     how = (f"`{command}`, torch {torch.__version__}, one thread for each run, two runs at once on two cores; seconds "
            "are those of a busy machine.")  # fmt: skip
     lines = ["# What each setting is worth", "", how, "", listed["about"].strip(), ""]
     for data in listed["data"]:
-        for stage, title in (("vae", "VAE"), ("ldm", "UNet")):
+        for stage, title in STAGES.items():
             rows: dict[str, list[Figures]] = {}
             for run in done:
                 if (run.data, run.stage) == (data, stage):
                     rows.setdefault(run.setting, []).append(figures[stage](run.folder(runs)))
-            lines += [f"## {title}: {data}", "", *table(rows), ""]
+            lines += [f"## {title}: {data}", "", *table(rows), ""] if rows else []
     lines += ["Settings:", ""]
     for stage in figures:
         lines += [f"- {setting}: `{json.dumps(keys)}`" for setting, keys in listed[stage].items() if keys]
@@ -190,7 +198,7 @@ def main() -> None:
     listed = yaml.safe_load(given.list.read_text("utf-8"))
     folders = dict(one.split("=", 1) for one in given.dir)
     done = list(planned(listed, folders, given.seeds))
-    for stage in ("vae", "ldm"):
+    for stage in STAGES:
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda run: carry_out(run, given.runs), [run for run in done if run.stage == stage]))
     words = " ".join(f"--dir {name}=FOLDER" for name in folders)

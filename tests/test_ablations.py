@@ -8,17 +8,25 @@ LISTED = {
     "data": {"walkers": {}, "voices": {"data.recordings_per_user": 10}},
     "vae": {"baseline": None, "wide": {"vae.latent_channels": 8}},
     "ldm": {"baseline": None, "on wide": {"vae": "wide", "vae.latent_channels": 8}},
+    "sampling": {"guided": {"sampling.guidance": 2}},
 }
 
 
 def test_every_setting_is_run_on_all_data_with_the_same_seeds():
     runs = list(planned(LISTED, {"voices": "elsewhere"}, 2))
-    assert len(runs) == len({run.folder("") for run in runs}) == 2 * 2 * 4
+    assert len(runs) == len({run.folder("") for run in runs}) == 2 * 2 * 5
     assert {run.seed for run in runs} == {run.keys["seed"] for run in runs} == {0, 1}
     assert {run.keys["data.dir"] for run in runs if run.data == "voices"} == {"elsewhere"}
     (one,) = (run for run in runs if (run.setting, run.data, run.seed) == ("on wide", "voices", 1))
     assert one.vae == "wide"
     assert one.keys == {"data.recordings_per_user": 10, "data.dir": "elsewhere", "seed": 1, "vae.latent_channels": 8}
+
+
+def test_data_may_have_some_stages_only():
+    listed = {**LISTED, "data": {"voices": {"only": ["vae"], "data.resolution": 64}}}
+    first = next(planned(listed, {}, 1))
+    assert (first.stage, first.keys) == ("vae", {"data.resolution": 64, "seed": 0})
+    assert {run.stage for run in planned(listed, {}, 1)} == {"vae"}
 
 
 def test_the_interval_pools_the_variance_of_all_settings():
