@@ -1,5 +1,7 @@
 """Each reason speaks where its figures say so, and advises only then."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -17,7 +19,7 @@ VAE, UNET, LESS, MORE_GUIDANCE = "vae_training", "ldm_training", "less guidance"
 
 def found(
     real=0.9, reconstructed=0.9, made=0.9, three_quarters=0.9, right=0.9, could_be=0.9, variety=1.0, losses=FLAT,
-    generated=4, ridge=None, blind=(),
+    generated=4, ridge=None, blind=(), mixed=False,
 ) -> list[tuple[str, str]]:  # fmt: skip
     """The reasons, given what the network reached; nothing is wrong with the figures that are left out."""
     reached = {REAL: real, RECONSTRUCTED: reconstructed, GENERATED: made, MORE: 0.9}
@@ -27,7 +29,7 @@ def found(
     one = Judgement("network", "", True, "", 0.1, accuracy, {MORE: accuracy[MORE]}, REAL, MORE)
     users = torch.arange(10) % 2
     made_users = users.repeat(6)[: round(generated * 10)]
-    source = material(numbered(users), numbered(made_users), Unseen(numbered(users), users))
+    source = replace(material(numbered(users), numbered(made_users), Unseen(numbered(users), users)), mixed=mixed)
     measured = {
         "fidelity": {"power": [{"low": 0.0, "high": 0.25, "reconstructed": 1.0, "generated": 1.0},
                                {"low": 0.25, "high": 0.5, "reconstructed": 0.15, "generated": 0.1}]},
@@ -103,6 +105,12 @@ def test_what_is_no_loss_has_none(figures):
 def test_too_little_variety_and_the_wrong_person_need_more_than_guidance():
     """Less of it would make the persons worse, and more of it the variety."""
     assert "guidance" not in advice(variety=0.5, right=0.5)
+
+
+def test_mixed_images_need_not_show_the_right_person():
+    pairs = found(right=0.5, mixed=True)
+    assert "guidance" not in advice(right=0.5, mixed=True)
+    assert any("another user's" in said for said, _ in pairs)
 
 
 def test_what_a_judge_says_that_recognises_nobody_is_no_reason():

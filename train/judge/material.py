@@ -16,6 +16,7 @@ from train.data.split import Split, load_split, numbers_of_recordings
 from train.judge.labelled import Labelled
 from train.runs.augmented import generated_only
 from train.runs.final_model import split_path, trained_users
+from train.runs.generated import are_mixed
 from train.stages.vae import reconstructions
 
 MOST_TESTED = 5000  # of the held-out images, and of those in --test_dir
@@ -59,6 +60,8 @@ class Material:
     held_out_reconstructed: Labelled  # (M,)
     other_conditions: TestSet | None
     """Real images of --test_dir."""
+    mixed: bool = False
+    """Whether the large structures of the generated images are other users' (train/judge/purpose.py)."""
     sifted: Sifted | None = None
     """None where sifting is not tried."""
 
@@ -112,6 +115,7 @@ def collect(
         held_out_shown=shown,
         held_out_reconstructed=reconstructed(vae, held_out.images.of(shown), device),
         other_conditions=other,
+        mixed=are_mixed(generated),
     )
 
 

@@ -23,7 +23,7 @@ def reasons(one: Judgement, found: dict, losses: list[float], material: Material
     return [
         *of_the_vae(found),
         *of_the_unet(one, found),
-        *of_guidance(found),
+        *(of_mixing(found) if material.mixed else of_guidance(found)),
         *of_the_length(losses),
         *of_the_images(one),
         *made,
@@ -72,6 +72,13 @@ def of_guidance(found: dict) -> list[tuple[str, str]]:
     if ratio >= VARIED and right < KEPT * could_be:
         return [(said, "more guidance (train.sample --guidance), for more images of the right person")]
     return []
+
+
+def of_mixing(found: dict) -> list[tuple[str, str]]:
+    right = found["right_person"]["generated"]["mean"]
+    said = ("Mixing: the large structures of each generated image are another user's, so that a network of real images "
+            f"recognises the right one in {percent(right)} only; what they are worth, a classifier shows")  # fmt: skip
+    return [(said, "")]
 
 
 def of_the_length(losses: list[float]) -> list[tuple[str, str]]:

@@ -82,6 +82,13 @@ def image_files(folder: Path, user: str) -> list[Path]:
     return sorted(located(folder, user).glob("*.png"))
 
 
+def are_mixed(folder: Path) -> bool:
+    """Whether the folder's images were generated with mixing, as far as it says."""
+    made_with = [read_json(folder / name) for name in (SETTINGS, AUGMENTED) if (folder / name).is_file()]
+    samplings = [settings["sampling"] for settings in made_with if isinstance(settings.get("sampling"), dict)]
+    return any(sampling.get("mix_above") for sampling in samplings)
+
+
 def overview(folder: Path, names: list[str], config: DataConfig) -> tuple[Image.Image, str]:
     """The images in the folder, in one picture about as wide as high, and in words how many of them it shows.
 
