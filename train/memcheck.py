@@ -2,6 +2,7 @@
 
 Counts are exact; everything about a GPU is a prediction, which `--measure` compares with a real one.
 """
+
 import gc
 
 if __name__ == "__main__":
@@ -60,19 +61,17 @@ def main(argv: list[str] | None = None) -> None:
     if args.json:
         print(json.dumps(report.as_dictionary(scenario, parts, account, gpu), indent=1))
         return
-    print(f"{report.title(scenario, gpu)}\n\n{report.exact(scenario, parts)}\n\nFrom here on {report.PREDICTED}.\n")
+    results = report.compute_results(scenario, gpu)
+    rows = report.on_gpus(results)
+    print(f"{report.answer(scenario, rows)}\n\n{report.title(scenario, gpu)}\n")
+    print(f"{report.exact(scenario, parts)}\n\nFrom here on {report.PREDICTED}.\n")
     print(f"{report.by_component(account, account.peak().clock)}\n\n{report.peak_in_words(account)}\n")
     print(f"{report.beside(account, gpu, scenario.processes)}\n")
-    results = report.compute_results(scenario, gpu)
-    if estimates := report.old_estimates(scenario, parts, results, gpu):
-        print("An earlier estimate, for batch 1, which was wrong, beside the account of the same batch:\n")
-        print(f"{report.old_estimates_table(estimates)}\n")
-    rows = report.on_gpus(results)
     print(f"{report.gpus_table(rows)}\n")
     if gpu:
         print(f"{report.one_gpu(rows[0])}\n")
     if advice := report.advice(scenario, account, results, gpu):
-        print(report.advice_table(advice))
+        print(f"{report.advice_table(advice, account.peak().phase)}\n")
 
 
 def refuse(args: argparse.Namespace, scenario: Scenario) -> None:

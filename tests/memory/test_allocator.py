@@ -78,7 +78,7 @@ def test_a_common_beginning_served_once_changes_nothing():
         peaks = []
         for growing in (None, growth.slope != 0):
             try:
-                given = Replay(growth.traced, growing).serve(sizes, limit)
+                given = Replay(growth.traced, True, growing).serve(sizes, limit)
                 peaks.append((given.peak_allocated, given.peak_reserved, given.reserved))
             except OutOfMemory as error:
                 peaks.append(str(error))

@@ -29,6 +29,7 @@ WITHIN_CONVOLUTIONS = {
     )
 }  # fmt: skip
 RNG_STATE = torch.get_rng_state().nbytes
+ON_THE_HOST = 80_000  # bytes of images, of the schedule's tables and of step counts, which on a card are the CPU's
 
 
 def narrow(*overrides: str) -> Config:
@@ -37,12 +38,12 @@ def narrow(*overrides: str) -> Config:
         "medium", "data.resolution=64", "vae.channels=[32, 64, 64]", "vae.norm_groups=8",
         "unet.channels=[32, 64, 128, 128]", "unet.layers_per_block=1", "unet.norm_groups=8", "unet.num_heads=4",
         "unet.cross_attention_dim=64", "ldm_training.mixed_precision=no", "vae_training.mixed_precision=no",
-        "ldm_training.batch_size=8", "vae_training.batch_size=2", "vae_training.gradient_accumulation_steps=1",
+        "ldm_training.batch_size=4", "vae_training.batch_size=2", "vae_training.gradient_accumulation_steps=1",
         *overrides,
     )  # fmt: skip
 
 
-def allocator(scenario: Scenario, steps: int = 1) -> tuple[int, list[int]]:
+def allocator(scenario: Scenario, times: int = 1) -> tuple[int, list[int]]:
     """Bytes in a real run on the CPU: at its highest moment, and at the end of each forward pass.
 
     What a convolution takes and gives back before it returns is left out: that is oneDNN's scratch memory,
@@ -56,10 +57,9 @@ def allocator(scenario: Scenario, steps: int = 1) -> tuple[int, list[int]]:
     ):
         unseen.setattr(TorchDispatchMode, "__enter__", lambda mode: mode)
         unseen.setattr(TorchDispatchMode, "__exit__", lambda mode, *error: None)
-        step = prepare(replace(scenario, device="cpu"))
-        for _ in range(steps):
-            step.beginning.batch_recordings.clear()  # or the second would only be copied
-            step.take()
+        run = prepare(replace(scenario, device="cpu"))
+        for _ in range(times):
+            run.take()
     events = sorted(flattened(profile.profiler.kineto_results.experimental_event_tree()), key=lambda e: e.start_time_ns)
     scratch = scratch_of_convolutions(events)
     live = peak = 0
@@ -155,10 +155,11 @@ def test_peak_and_forward_end_equal_those_of_the_real_allocator(name):
     peak, forward_ends = allocator(CASES[name])
     live = account.live()
     assert account.peak().bytes == pytest.approx(peak, rel=1e-3)
-    assert [int(live[clock]) for clock in account.forward_ends] == pytest.approx(forward_ends, rel=1e-3)
+    ends = [int(live[clock]) for clock in account.forward_ends]
+    assert ends == pytest.approx(forward_ends, rel=1e-3, abs=ON_THE_HOST)
 
 
 @pytest.mark.parametrize("name", ["fp32", "accumulation", "vae", "vae-adversarial"])
-def test_a_second_step_needs_what_the_one_that_is_traced_does(name):
-    peak, _ = allocator(CASES[name], steps=2)
+def test_further_steps_need_what_those_that_are_traced_do(name):
+    peak, _ = allocator(CASES[name], times=2)
     assert Account(trace_of(CASES[name])).peak().bytes == pytest.approx(peak, rel=1e-3)

@@ -1,6 +1,7 @@
 """Sums of a trace by component and category, at its peak and over time.
 
-All bytes are those that operators request; allocator.py works out how much memory the GPU gives for them.
+All bytes are those of tensors, as operators request them; allocator.py works out how much memory the GPU gives for
+them. What kernels may take inside (train/memory/scratch.py) is among the storages, and in none of these sums.
 """
 
 import copy
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from train.memory.trace import Storage, Trace
+from train.memory.trace import SCRATCH, Storage, Trace
 
 CATEGORIES = ("weights", "gradients", "optimizer state", "half copies", "activations", "temporaries")
 HEADINGS = {category: category for category in CATEGORIES} | {"activations": "kept for backward"}
@@ -36,9 +37,11 @@ class Account:
         self.forward_ends = trace.forward_ends
         self.end = trace.clock + 1
         self.bytes = np.array([s.bytes for s in self.storages], dtype=np.int64)
+        self.itemsize = np.array([s.itemsize for s in self.storages], dtype=np.int64)
         self.born = np.array([s.born for s in self.storages])
         self.died = np.array([s.died or self.end for s in self.storages])
         self.category = [s.category or "temporaries" for s in self.storages]
+        self.is_scratch = np.array([c == SCRATCH for c in self.category])
         elsewhere = {"optimizer": OPTIMIZER, "EMA": OPTIMIZER}
         self.component = [s.module.split(".")[0] or elsewhere.get(s.phase, OUTSIDE) for s in self.storages]
 
@@ -49,17 +52,28 @@ class Account:
         return other
 
     def live(self, sizes: np.ndarray | None = None, mask: np.ndarray | None = None) -> np.ndarray:
-        """Bytes alive at each tick of the clock, over all storages or those that `mask` selects."""
-        sizes = np.where(True if mask is None else mask, self.bytes if sizes is None else sizes, 0)
+        """Bytes alive at each tick of the clock, over all tensors or those that `mask` selects."""
+        mask = ~self.is_scratch if mask is None else mask & ~self.is_scratch
+        return self._live(np.where(mask, self.bytes if sizes is None else sizes, 0))
+
+    def _live(self, sizes: np.ndarray) -> np.ndarray:
         change = np.zeros(self.end + 1, dtype=np.int64)
         np.add.at(change, self.born, sizes)
         np.add.at(change, self.died, -sizes)
         return change.cumsum()[: self.end]
 
+    def scratch(self) -> int:
+        """The most bytes that a single kernel may take inside."""
+        return int(self._live(np.where(self.is_scratch, self.bytes, 0)).max())
+
+    def most_elements(self) -> int:
+        """Elements of the largest tensor."""
+        return int((self.bytes // self.itemsize)[~self.is_scratch].max())
+
     def peak(self, phase: str | None = None) -> Peak:
         """The peak of the whole trace, or of one phase."""
         live = self.live()
-        births = self.born if phase is None else self.born[self.of_phases((phase,))]
+        births = self.born[~self.is_scratch if phase is None else ~self.is_scratch & self.of_phases((phase,))]
         clock = int(births[live[births].argmax()])
         storage = self.storages[int(np.searchsorted(self.born, clock))]
         return Peak(int(live[clock]), clock, storage.phase, storage.operator, storage.module)
@@ -72,7 +86,8 @@ class Account:
         return np.array([s.phase in phases for s in self.storages])
 
     def alive(self, clock: int) -> np.ndarray:
-        return (self.born <= clock) & (clock < self.died)
+        """Mask of the tensors that are alive at this moment."""
+        return (self.born <= clock) & (clock < self.died) & ~self.is_scratch
 
     def table(self, clock: int) -> dict[str, dict[str, int]]:
         """Bytes alive at this moment, by component, then category."""

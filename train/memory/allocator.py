@@ -137,13 +137,15 @@ class CachingAllocator:
 class Replay:
     """Serves the requests of a trace in order, at any batch size and on any GPU.
 
-    `growing` marks the storages whose size depends on the batch; requests before the first of these
-    are the same at any batch, so they are replayed once and the state is copied.
+    `with_scratch`: also what kernels take inside, at most. `growing` marks the storages whose size depends on the
+    batch; requests before the first of these are the same at any batch, so they are replayed once and the state is
+    copied.
     """
 
-    def __init__(self, account: Account, growing: np.ndarray | None = None):
+    def __init__(self, account: Account, with_scratch: bool, growing: np.ndarray | None = None):
         self.account = account
-        times, storages = np.concatenate([account.born, account.died]), np.arange(len(account.bytes))
+        storages = np.flatnonzero(~account.is_scratch | with_scratch)
+        times = np.concatenate([account.born[storages], account.died[storages]])
         order = np.argsort(times, kind="stable")
         self._events = np.concatenate([storages, ~storages])[order[times[order] < account.end]].tolist()
         first = int(growing.argmax()) if growing is not None and growing.any() else 0
@@ -161,9 +163,9 @@ class Replay:
 
 
 @lru_cache(maxsize=32)
-def served(account: Account) -> CachingAllocator:
+def served(account: Account, with_scratch: bool = False) -> CachingAllocator:
     """The allocator of a GPU without a memory limit, after this trace."""
-    return Replay(account).serve()
+    return Replay(account, with_scratch).serve()
 
 
 class Peaks(NamedTuple):
@@ -175,6 +177,6 @@ class Peaks(NamedTuple):
 
 
 def peaks_of(account: Account, workspace: int = 0) -> Peaks:
-    """The peaks of a trace; the bytes of a workspace that exists throughout are added to each."""
+    """The peaks of a trace, without scratch; the bytes of a workspace that exists throughout are added to each."""
     peaks = account.peak().bytes, served(account).peak_allocated, served(account).peak_reserved
     return Peaks(*(peak + workspace for peak in peaks))

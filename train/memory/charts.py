@@ -1,4 +1,4 @@
-"""Pictures of the account: live memory through one step, and the memory of each module at the peak."""
+"""Pictures of the account: live memory through a run's first steps, and the memory of each module at the peak."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +23,7 @@ def save_charts(account: Account, folder: Path) -> None:
 
 
 def timeline(account: Account, by: str) -> Image.Image:
-    """Chart of the bytes alive through one step, stacked by "category" or "component", with the phases marked."""
+    """Chart of the bytes alive through the first steps, stacked by "category" or "component", with their phases."""
     labels = np.array(getattr(account, by))
     names = [c for c in CATEGORIES if c in labels] if by == "category" else list(account.table(0))
     start = next(s.born for s in account.storages if s.phase in ("inputs", "sampling"))
@@ -52,7 +52,7 @@ def timeline(account: Account, by: str) -> Image.Image:
         if end - x > font.getlength(storage.phase):  # shorter phases have no room for their name
             brush.text(((x + end) / 2, bottom + 6), storage.phase, INK, font, anchor="mt")
     brush.text(((left + right) / 2, bottom + 22), "time, in births and deaths of tensors", INK, font, anchor="mt")
-    title = f"Memory alive through one step, by {by}; at most {highest / MiB:,.0f} MiB (predicted)"
+    title = f"Memory alive through a run's first steps, by {by}; at most {highest / MiB:,.0f} MiB (predicted)"
     brush.text((left, 10), title, INK, font)
     _legend(brush, dict(zip(names, colours, strict=True)), left, SIZE[1] - 24)
     return canvas

@@ -1,7 +1,11 @@
-"""Which runs fit: the account at any batch size, and the largest batch that fits on a GPU.
+"""Which runs fit: the account at any micro-batch, and the largest micro-batch that fits on a GPU.
 
-The bytes of every storage of a step are either proportional to the batch or the same for every batch. One trace with
-a prime batch tells which, and gives the whole timeline at any batch.
+The bytes of every storage of a step are either proportional to the micro-batch or the same for all. One trace with a
+prime one tells which, and gives the whole timeline at any.
+
+What is said to fit has room for all that is bounded but not known before it runs: the scratch of kernels at its upper
+bound, and what other histories of the allocator change. And no tensor has more elements than an int can count, which
+is what kernels such as that of upsample_nearest2d count them with.
 """
 
 import sys
@@ -20,12 +24,13 @@ from train.config.schema import Config
 from train.memory.account import Account
 from train.memory.allocator import OutOfMemory, Replay, served
 from train.memory.gpus import GPU, gpu_here
-from train.memory.overhead import CONTEXT, cublas
+from train.memory.overhead import CONTEXT, cublas, fragmentation
 from train.memory.scenario import Scenario
 from train.memory.step import trace_of
 
 MIN_REGULAR_BATCH = 2  # a batch of 1 is traced by itself: some views are contiguous only there
 PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43)
+MOST_ELEMENTS = 2**31 - 1  # of a tensor
 WITHOUT_BATCH = ("setup", "optimizer", "EMA", "pictures")  # phases whose storages do not depend on the batch
 
 
@@ -62,15 +67,21 @@ class Growth:
 
     @cached_property
     def replay(self) -> Replay:
-        return Replay(self.traced, growing=self.slope > 0)
+        return Replay(self.traced, with_scratch=True, growing=self.slope > 0)
 
     def bound(self, limit: int) -> int:
-        """The largest batch whose requested bytes alone are at most `limit`."""
+        """The largest batch whose tensors alone are at most `limit` bytes, and none has too many elements."""
         constant, slope = self.traced.live(self.constant), self.traced.live(self.slope)
         grows = slope > 0
         if constant[~grows].max(initial=0) > limit:
             return 0
-        return int(((limit - constant[grows]) // slope[grows]).min())
+        return min(int(((limit - constant[grows]) // slope[grows]).min()), self.most_counted)
+
+    @cached_property
+    def most_counted(self) -> int:
+        """The largest batch at which no tensor has more than MOST_ELEMENTS elements."""
+        grows = (self.slope > 0) & ~self.traced.is_scratch
+        return int((MOST_ELEMENTS * self.traced.itemsize[grows] // self.slope[grows]).min())
 
 
 def growth_of(scenario: Scenario) -> Growth:
@@ -100,20 +111,29 @@ def runs(scenario: Scenario, gpu: GPU) -> bool:
 
 
 def room(gpu: GPU, account: Account) -> int:
-    """Bytes that torch's allocator can give to the tensors of this run."""
-    return gpu.bytes - CONTEXT.bytes - cublas(gpu, account).bytes
+    """Bytes that torch's allocator can surely give to the tensors and kernels of this run."""
+    return room_within(gpu.bytes - CONTEXT.bytes, gpu, account)
+
+
+def room_within(free: int, gpu: GPU, account: Account) -> int:
+    """The same, of bytes that are free beside the CUDA context."""
+    return free - cublas(gpu, account).bytes - fragmentation(free)
 
 
 def fits(account: Account, gpu: GPU) -> bool:
-    return left(account, room(gpu, account)) >= 0
+    return fits_within(account, room(gpu, account))
+
+
+def fits_within(account: Account, limit: int) -> bool:
+    return account.most_elements() <= MOST_ELEMENTS and left(account, limit) >= 0
 
 
 def left(account: Account, limit: int) -> int:
     """Bytes of `limit` that the allocator does not reserve for this trace; negative if it would need more."""
-    without_release = limit - served(account).peak_reserved
+    without_release = limit - served(account, with_scratch=True).peak_reserved
     if without_release < 0:
-        with suppress(OutOfMemory):
-            return limit - Replay(account).serve(limit=limit).peak_reserved  # free segments are given back when needed
+        with suppress(OutOfMemory):  # free segments are given back when needed
+            return limit - Replay(account, with_scratch=True).serve(limit=limit).peak_reserved
     return without_release
 
 
@@ -153,6 +173,11 @@ def largest_batch(scenario: Scenario, gpu: GPU) -> int:
     return low if low >= MIN_REGULAR_BATCH else int(fits(account_of(scenario.with_micro_batch(1)), gpu))
 
 
+def most_counted(scenario: Scenario, gpu: GPU) -> int:
+    """The largest micro-batch at which no tensor has more than MOST_ELEMENTS elements, whatever the memory."""
+    return growth_of(on_gpu(scenario, gpu)).most_counted
+
+
 def fits_traced(scenario: Scenario, batch: int, gpu: GPU) -> bool:
     """Whether this batch fits according to a trace of its own."""
     return fits(traced(on_gpu(scenario.with_micro_batch(batch), gpu)), gpu)
@@ -177,7 +202,7 @@ def plan_micro_batch(config: Config, stage: str, users: int, device: torch.devic
         return account_of(scenario.of_one_process(processes, size))
 
     def has_room(size: int) -> bool:
-        return left(account_at(size), free - cublas(gpu, account_at(size)).bytes) >= 0
+        return fits_within(account_at(size), room_within(free, gpu, account_at(size)))
 
     if training.auto_batch:
         sizes = sorted({-(-share // pieces) for pieces in range(1, share + 1)}, reverse=True)
@@ -189,6 +214,6 @@ def plan_micro_batch(config: Config, stage: str, users: int, device: torch.devic
         f"the card's memory: {figures}; {'' if training.auto_batch else 'set auto_batch to true, or '}set "
         "gradient_checkpointing to true, or use a smaller model (python -m train.memcheck has advice)",
     )
-    unsure = "" if has_room(size) else "; torch's allocator may need more than that, and this may not fit"
+    unsure = "" if has_room(size) else "; the allocator and kernels may need more than that, and this may not fit"
     print(f"memory: {figures}{unsure}", file=sys.stderr)
     return size

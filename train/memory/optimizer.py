@@ -45,20 +45,9 @@ class FusedAdamW(torch.optim.Optimizer):
                 self.state[p] = {"step": step, "exp_avg": torch.empty_like(p), "exp_avg_sq": torch.empty_like(p)}
 
 
-def optimizer_on_gpu(
-    parameters: list[nn.Parameter], scenario: Scenario, trace: Trace | NoTrace
-) -> torch.optim.Optimizer:
-    """The training's AdamW with its state, as it is after the first step of a run."""
+def optimizer_on_gpu(parameters: list[nn.Parameter], scenario: Scenario) -> torch.optim.Optimizer:
+    """The training's AdamW, before its first step."""
     config, on_meta = scenario.training.optimizer, scenario.device == "meta"
     optimizer = FusedAdamW(parameters) if config.fused and on_meta else make_adamw(parameters, config)
     optimizer.param_groups[0]["foreach"] = not config.fused  # torch's own choice only for CUDA tensors
-    for p in parameters:
-        p.grad = torch.zeros_like(p)
-    trace.label_gradients(parameters)
-    with trace.during("optimizer"):
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    for p in parameters:
-        state = [t for t in optimizer.state[p].values() if t.device.type == scenario.device]
-        trace.label(state, "optimizer state", p)
     return optimizer

@@ -1,6 +1,7 @@
 """Reports of the account: Markdown tables for people, a dictionary for programs."""
 
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -8,19 +9,29 @@ from pathlib import Path
 from textwrap import fill
 
 from train.base.errors import UserError
-from train.base.units import gib, mib
+from train.base.units import GiB, gib, mib
 from train.memory.account import CATEGORIES, HEADINGS, Account
 from train.memory.advice import cheapest_that_fits, levers
 from train.memory.allocator import peaks_of
 from train.memory.components import Component, without_effect
-from train.memory.fit import account_of, fits_traced, largest_batch, left, on_gpu, room, runs
+from train.memory.fit import (
+    MOST_ELEMENTS,
+    account_of,
+    fits,
+    fits_traced,
+    largest_batch,
+    left,
+    most_counted,
+    on_gpu,
+    room,
+    runs,
+)
 from train.memory.gpus import GPU, GPUS
 from train.memory.overhead import overheads
 from train.memory.scenario import Scenario
 from train.memory.workers import on_all_cores
 
 WIDTH = 120  # characters in a line
-MEDIUM_UNET, MEDIUM_VAE = 139_680_132, 42_928_871  # parameters
 PREDICTED = "predicted: no GPU has confirmed these figures"
 
 
@@ -54,6 +65,42 @@ def title(scenario: Scenario, gpu: GPU | None) -> str:
     return f"## Memory {where}: {', '.join(words)}"
 
 
+def answer(scenario: Scenario, rows: list[dict]) -> str:
+    """The report in a sentence: does the run fit one GPU, or all that are known, and with how much room?"""
+    runs_of = f"with batch {scenario.micro_batch}"
+    fitting = [row for row in rows if row.get("fits")]
+    if len(rows) > 1:
+        start = f"Fits {len(fitting)} of {len(rows)} known cards {runs_of}"
+        if not fitting:
+            return f"{start}."
+        smallest = min(fitting, key=lambda row: row["bytes"])
+        return f"{start}; the smallest of them is {_a(smallest)}, with {_room(scenario, smallest)} (predicted)."
+    (row,) = rows
+    if row.get("fits"):
+        return f"Fits {_a(row)} {runs_of}, {_room(scenario, row)} (predicted)."
+    levers = f"it fits with {', '.join(row['fits_with'])}" if row["fits_with"] else "nothing makes it fit"
+    if not row["runs"]:
+        return f"Does not run on {_a(row)}, which has no bf16; {levers} (predicted)."
+    missing = f", where {roughly(-row['left'] / GiB, up=True)} GiB are missing" if row["left"] < 0 else ""
+    return f"Does not fit {_a(row)} {runs_of}{missing}; {levers} (predicted)."
+
+
+def _a(row: dict) -> str:
+    return f"{'an' if row['card'][0] in 'AHLR' else 'a'} {row['card']}"
+
+
+def _room(scenario: Scenario, row: dict) -> str:
+    most = row[variant_of(scenario)]
+    images = f"up to about {roughly(most)} images" if most > 1 else "one image"
+    return f"{roughly(row['left'] / GiB)} GiB left; {images} at once"
+
+
+def roughly(number: float, up: bool = False) -> str:
+    """Two significant digits, which promise less than the number, or more (`up`); at least hundredths."""
+    unit = 10.0 ** max(math.floor(math.log10(max(number, 1e-9))) - 1, -2)
+    return f"{round((math.ceil if up else math.floor)(round(number / unit, 6)) * unit, 2):,g}"
+
+
 # ---- what follows from shapes
 
 
@@ -77,31 +124,9 @@ def exact(scenario: Scenario, parts: list[Component]) -> str:
 
 
 Results = dict[GPU | Scenario, dict]
-"""Of a GPU: whether the run fits, the bytes left, the largest micro-batches, and what would make it fit. Of the run
-with a lever pulled alone, and of the run at batch 1: its peaks in bytes, and those of each category by itself."""
-
-
-def old_estimates(scenario: Scenario, parts: list[Component], results: Results, gpu: GPU | None) -> list[tuple]:
-    """An earlier, wrong estimate of medium's step at batch 1 beside the account: (name, estimate, value); else []."""
-    unets = [part for part in parts if part.parameters == MEDIUM_UNET]
-    if not unets or scenario.stage != "ldm":
-        return []
-    peaks = results[on_gpu(scenario.accumulated(1), gpu)]
-    return [
-        *(("parameters of the VAE", "~50M", part.parameters) for part in parts if part.parameters == MEDIUM_VAE),
-        ("parameters of the UNet", "~200M", unets[0].parameters),
-        ("its weights", "~5 GB", unets[0].weights),
-        ("gradients", "~5 GB", peaks["gradients"]),
-        ("optimizer state", "~5 GB", peaks["optimizer state"]),
-        ("activations", "~1 GB", peaks["activations"]),
-        ("all at the peak", "16 GB", peaks["requested"]),
-    ]
-
-
-def old_estimates_table(rows: list[tuple]) -> str:
-    cells = [(name, estimate, f"{count:,}" if name.startswith("parameters") else f"{gib(count)} GiB")
-             for name, estimate, count in rows]  # fmt: skip
-    return table(("", "was said", "is"), cells)
+"""Of a GPU: whether the run fits, the bytes left, the largest micro-batches (and whether elements limit them, not
+bytes), and what would make it fit. Of the run with a lever pulled alone: its peaks in bytes, the phase that the peak
+is in, and the peak of every phase."""
 
 
 # ---- what follows from the trace
@@ -137,6 +162,10 @@ def beside(account: Account, gpu: GPU | None, processes: int) -> str:
     return "\n".join([table(heading, rows), "\nWhere that is from:\n", *sources])
 
 
+MICRO_BATCH = (
+    "The largest micro-batch is of images that go through the model at once (batch_size). A step may learn from more:\n"
+    "batch_size x gradient_accumulation_steps."
+)
 VARIANTS = {"largest_batch": "without checkpointing", "largest_batch_checkpointed": "with checkpointing"}
 
 
@@ -148,6 +177,11 @@ def variants(scenario: Scenario) -> dict[str, Scenario]:
     return {key: scenario.with_training(gradient_checkpointing=checkpointing) for key, checkpointing in keys}
 
 
+def variant_of(scenario: Scenario) -> str:
+    """The key in VARIANTS of the run itself."""
+    return next(key for key, variant in variants(scenario).items() if variant == scenario)
+
+
 def compute_results(scenario: Scenario, chosen: GPU | None) -> Results:
     """Compute the results for the `chosen` GPU, or all GPUs, on all cores; runs that share a trace are one task.
 
@@ -156,7 +190,7 @@ def compute_results(scenario: Scenario, chosen: GPU | None) -> Results:
     gpus_by_run: dict[Scenario, list[GPU]] = {}  # a run differs between GPUs in its attention kernel
     for gpu in [chosen] if chosen else GPUS:
         gpus_by_run.setdefault(on_gpu(scenario, gpu), []).append(gpu)
-    pulled = [*(lever.pull(scenario) for lever in levers(scenario)), scenario.accumulated(1)]
+    pulled = [lever.pull(scenario) for lever in levers(scenario)]
     others = dict.fromkeys(on_gpu(other, chosen) for other in pulled)
     arguments = {
         variant: (run, name, gpus_by_run[run])
@@ -180,11 +214,11 @@ def _results_on_gpus(
     for gpu, row in rows.items():
         if runs(variant, gpu):
             batch = row[name] = largest_batch(variant, gpu)
+            row[f"{name}_counted"] = batch == most_counted(variant, gpu)
             if batch and gpu == chosen:
                 row[f"{name}_traced"] = [fits_traced(variant, size, gpu) for size in (batch, batch + 1)]
             if variant == run:
-                free = left(account_of(run), room(gpu, account_of(run)))
-                row |= {"fits": free >= 0, "left": free}
+                row |= {"fits": fits(account_of(run), gpu), "left": left(account_of(run), room(gpu, account_of(run)))}
         if variant == run and not row.get("fits"):
             row["fits_with"] = cheapest_that_fits(run, gpu)
     return rows | (_results_of_run(variant) if with_peaks else {})
@@ -192,7 +226,8 @@ def _results_on_gpus(
 
 def _results_of_run(scenario: Scenario) -> Results:
     account = account_of(scenario)
-    return {scenario: peaks_of(account)._asdict() | {name: account.of_category(name) for name in CATEGORIES}}
+    phases = {name: account.peak(name).bytes for name in account.phases()}
+    return {scenario: peaks_of(account)._asdict() | {"phase": account.peak().phase, "phases": phases}}
 
 
 def on_gpus(results: Results) -> list[dict]:
@@ -215,9 +250,12 @@ def gpus_table(rows: list[dict]) -> str:
         cells.append([row["card"], gib(row["bytes"]), verdict, gib(row["left"]) if row["runs"] else "-", *batches,
                       "{}.{}".format(*row["capability"]), row["attention"], "yes" if row["bf16"] else "no",
                       row["wheel"]])  # fmt: skip
-    headings = ("card", "GiB", "fits", "left", "largest batch", "with checkpointing", "capability", "attention",
+    headings = ("card", "GiB", "fits", "left", "largest micro-batch", "with checkpointing", "capability", "attention",
                 "bf16", "wheel")  # fmt: skip
-    text = [table(headings, cells)]
+    text = [table(headings, cells), f"\n{MICRO_BATCH}"]
+    if counted := [row["card"] for row in rows if any(row.get(f"{name}_counted") for name in VARIANTS)]:
+        text.append(fill(f"More elements than an int counts ({MOST_ELEMENTS:,} in one tensor), and not bytes, limit it "
+                         f"on {', '.join(counted)}.", WIDTH))  # fmt: skip
     for row in rows:
         if not row.get("fits"):
             names = row["fits_with"]
@@ -230,24 +268,37 @@ def one_gpu(row: dict) -> str:
     text = [fill(f"The card's bytes: {row['bytes_from']}.", WIDTH)]
     for name, words in VARIANTS.items():
         if traced := row.get(f"{name}_traced"):
-            checks = [f"batch {row[name] + i} {'fits' if fits else 'does not fit'}" for i, fits in enumerate(traced)]
+            checks = [f"{row[name] + i} {'fits' if fits else 'does not fit'}" for i, fits in enumerate(traced)]
             text.append(f"Traced themselves, {words}: {', '.join(checks)}.")
     return "\n".join(text)
 
 
 def advice(scenario: Scenario, account: Account, results: Results, gpu: GPU | None) -> list[dict]:
-    """The bytes that each lever saves when pulled alone, the largest saving first; only those that save any."""
-    before, rows = peaks_of(account)._asdict(), []
+    """The bytes that each lever saves when pulled alone, the largest saving first; only those that save any.
+
+    Beside them what it saves in the phase that the peak is in now, and the phase that it is in then.
+    """
+    before, now, rows = peaks_of(account)._asdict(), account.peak(), []
     for lever in levers(scenario):
         after = results[on_gpu(lever.pull(scenario), gpu)]
         saved = {what: before[what] - after[what] for what in ("allocated", "reserved")}
-        rows.append({"lever": lever.name, "cost": lever.cost, **saved})
+        in_phase = now.bytes - after["phases"].get(now.phase, 0)
+        rows.append({"lever": lever.name, "cost": lever.cost, "in_phase": in_phase, "then": after["phase"], **saved})
     return sorted((row for row in rows if row["allocated"] > 0), key=lambda row: -row["allocated"])
 
 
-def advice_table(rows: list[dict]) -> str:
-    cells = [[row["lever"], mib(row["allocated"]), mib(row["reserved"]), row["cost"]] for row in rows]
-    return table(("lever, traced by itself", "saves MiB", "of what is reserved", "costs"), cells, words=("costs",))
+def advice_table(rows: list[dict], phase: str) -> str:
+    """`phase` is the one that the peak is in without a lever."""
+    cells = [[row["lever"], mib(row["allocated"]), mib(row["reserved"]), mib(row["in_phase"]), row["then"], row["cost"]]
+             for row in rows]  # fmt: skip
+    headings = ("lever, traced by itself", "saves MiB", "of what is reserved", f"in the phase {phase}", "peak then in",
+                "costs")  # fmt: skip
+    text = table(headings, cells, words=("peak then in", "costs"))
+    if moved := [row["lever"] for row in rows if row["then"] != phase]:
+        said = (f"The peak is in the phase {phase}. With one of these it is in another, so that it falls by less than "
+                f"that phase does: {'; '.join(moved)}.")  # fmt: skip
+        text += f"\n\n{fill(said, WIDTH)}"
+    return text
 
 
 # ---- for programs
@@ -258,6 +309,7 @@ def as_dictionary(scenario: Scenario, parts: list[Component], account: Account, 
     peak, results = account.peak(), compute_results(scenario, gpu)
     return {
         "measured": False,
+        "answer": answer(scenario, on_gpus(results)),
         "stage": scenario.stage,
         "users": scenario.users,
         "processes": scenario.processes,
@@ -271,7 +323,6 @@ def as_dictionary(scenario: Scenario, parts: list[Component], account: Account, 
         "modules_at_peak": account.modules(peak.clock, depth=99),
         "end_of_forward": [int(account.live()[clock]) for clock in account.forward_ends],
         "beside": [asdict(part) for part in overheads(account, gpu, scenario.processes)],
-        "old_estimates": old_estimates(scenario, parts, results, gpu),
         "cards": on_gpus(results),
         "advice": advice(scenario, account, results, gpu),
     }

@@ -73,13 +73,13 @@ class Scenario:
         return self.changed(data=no_flips if cached else {}, latents={"cache_latents": cached})
 
     def before_steps(self) -> "Scenario":
-        """Cache key: equal for all runs whose models, EMA and optimizer state are the same when a step begins."""
-        common = self.with_micro_batch(1).with_training(
-            batch_size=1, gradient_accumulation_steps=1, mixed_precision="no", gradient_checkpointing=False
-        )
-        return replace(common.with_latents(True), attention="efficient", processes=self.ranks, validates=True)
+        """Cache key: equal for all runs whose models and EMA are the same before the first step."""
+        common = self.with_fused(False).with_micro_batch(1).with_training(
+            batch_size=1, gradient_accumulation_steps=1, mixed_precision="no", gradient_checkpointing=False,
+            shard_optimizer=False,
+        )  # fmt: skip
+        return replace(common.with_latents(True), attention="efficient", processes=1, validates=True)
 
     def models_only(self) -> "Scenario":
         """Cache key: equal for all runs of the same models."""
-        common = self.before_steps().with_fused(False).with_training(shard_optimizer=False, ema_on_cpu=False)
-        return replace(common, processes=1)
+        return self.before_steps().with_training(ema_on_cpu=False)

@@ -1,12 +1,13 @@
-"""Traces one optimizer step of a scenario, with the training's own stage, learner, EMA and sampler.
+"""Traces the first optimizer steps of a scenario, with the training's own stage, learner, EMA and sampler.
 
-Before the step the models, the EMA and AdamW's state exist. Making them takes as long to trace as a step, but does not
-depend on batch, precision or checkpointing, so scenarios share that trace. After the step come the validation and the
-pictures of the training loop. Repetitions that need no further memory are left out: a third micro-batch is like the
+Before the first step there are the models and the EMA, whose trace scenarios share. AdamW's state is made in the first
+step, after the backward pass, among the memory that the activations have left; so there is a second step, which has
+that state from its beginning. Then come the validation and the pictures of the training loop, and one more step in the
+memory that these have left. Repetitions that need no further memory are left out: a third micro-batch is like the
 second, and a third sampling step is like the second.
 """
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -35,30 +36,28 @@ from train.stages.vae import VAEBatch, reconstruct
 
 
 def trace_of(scenario: Scenario) -> Trace:
-    """The trace of one step of this scenario, its models included."""
+    """The trace of a run of this scenario, its models included."""
     with leaving_others_out():
-        step = prepare(scenario)
-        step.take()
-    return step.trace
+        run = prepare(scenario)
+        run.take()
+    return run.trace
 
 
-def prepare(scenario: Scenario) -> "Step":
+def prepare(scenario: Scenario) -> "Run":
     with without_compiler():
         if scenario.device != "meta":
-            return Step(scenario, _begin(scenario))
+            return Run(scenario, _begin(scenario))
         beginning = _begun_once(scenario.before_steps())
-        models = scenario.models_only()
-        beginning.batch_recordings = _recordings(models)
-        beginning.between_recordings = _recordings(models.with_training(ema_on_cpu=scenario.training.ema_on_cpu))
-        return Step(scenario, beginning)
+        beginning.batch_recordings = _recordings(scenario.models_only())
+        return Run(scenario, beginning)
 
 
-# ---- before the step
+# ---- before the steps
 
 
 @dataclass(eq=False)
 class Beginning:
-    """A stage before a step, with its EMA and optimizer state, and the trace of how they were made."""
+    """A stage before its first step, with its EMA, and the trace of how they were made."""
 
     stage: Stage
     trace: Trace | NoTrace
@@ -66,7 +65,7 @@ class Beginning:
     ema: EMA | None
     averaged: nn.Module  # the EMA's model, or without one the stage's
     # Recordings of forward and backward passes, which do not depend on the optimizer and the EMA, and of validation and
-    # pictures, which do not depend on the step.
+    # pictures, which do not depend on the steps.
     batch_recordings: dict = field(default_factory=dict)
     between_recordings: dict = field(default_factory=dict)
 
@@ -80,16 +79,7 @@ def _begin(scenario: Scenario) -> Beginning:
     trace = NoTrace() if scenario.device == "cuda" else Trace(parts, CudaRules(), scenario.device)
     with trace:
         trace.label_weights()
-        for owner in _learning(stage) if trained else ():
-            parameters = list(owner.learner.parameters)
-            own = share_of_optimizer(parameters, scenario.ranks) if owner is stage else parameters
-            owner.learner = replace(owner.learner, optimizer=optimizer_on_gpu(own, scenario, trace))
     return Beginning(stage, trace, trained, ema, ema.model if ema else stage.model)
-
-
-def _learning(stage: Stage) -> list[Stage | Adversary]:
-    """What has a learner: the stage, and its adversary if there is one."""
-    return [stage, stage.adversary] if getattr(stage, "adversary", None) else [stage]
 
 
 _begun_once = lru_cache(maxsize=8)(_begin)
@@ -101,11 +91,11 @@ def _recordings(models: Scenario) -> dict:
     return {}
 
 
-# ---- the step
+# ---- the steps
 
 
-class Step:
-    """One optimizer step, on the meta device or with real tensors."""
+class Run:
+    """The first optimizer steps and what comes between them, on the meta device or with real tensors."""
 
     def __init__(self, scenario: Scenario, beginning: Beginning):
         self.scenario, self.beginning, self.stage = scenario, beginning, beginning.stage
@@ -116,16 +106,22 @@ class Step:
         # DDP keeps gradients between steps, so even the first micro-batch adds to existing ones, like a second.
         pieces = max(scenario.training.gradient_accumulation_steps, 1 if scenario.processes == 1 else 2)
         self.traced_images = scenario.micro_batch * min(pieces, 2)  # the first of the batch
-        for owner in _learning(self.stage):
+        for owner in self.learning():
+            parameters = list(owner.learner.parameters)
+            own = share_of_optimizer(parameters, scenario.ranks) if owner is self.stage else parameters
             scaler = Scaler(self.trace, self.device, scenario.training.mixed_precision == "fp16")
-            owner.learner = replace(owner.learner, scaler=scaler, autocast=self.autocast)
-        self.stage.model.train(scenario.trains)  # a validation without an EMA leaves it in eval mode
-        for p in beginning.trained:
-            p.grad = None  # a sharded optimizer clears only the gradients of its share
+            optimizer = optimizer_on_gpu(own, scenario)
+            owner.learner = replace(owner.learner, optimizer=optimizer, scaler=scaler, autocast=self.autocast)
+            clear_gradients(parameters)  # of an earlier trace
         set_checkpointing(self.stage.model, scenario.training.gradient_checkpointing)
 
+    def learning(self) -> list[Stage | Adversary]:
+        """What has a learner: the stage, and its adversary if there is one; of generating, nothing."""
+        adversary = getattr(self.stage, "adversary", None)
+        return ([self.stage, adversary] if adversary else [self.stage]) if self.scenario.trains else []
+
     def take(self) -> None:
-        """Run the step, then validation and pictures."""
+        """Run the steps, then validation and pictures."""
         with without_compiler(), self.trace:
             {"vae": self._vae, "ldm": self._ldm, "sample": self._sample}[self.scenario.stage]()
 
@@ -144,22 +140,31 @@ class Step:
             self.trace.end_forward()
         self.trace.phase = "backward"
 
-    def draw(self) -> LDMBatch | VAEBatch:
+    def draw(self, step: int) -> LDMBatch | VAEBatch:
         """The whole batch of all processes, as each of them draws it."""
         rows = torch.zeros(self.scenario.images_per_step * self.scenario.processes, dtype=torch.int64)
-        return self.stage.draw(self.scenario.config.vae_loss.adversarial_start, rows)
+        with self.trace.during("inputs"):
+            return self.stage.draw(step, rows)
+
+    def settings(self) -> tuple:
+        """What forward and backward passes depend on, beside the models."""
+        training = self.scenario.training
+        precision, checkpointing = training.mixed_precision, training.gradient_checkpointing
+        return self.scenario.attention, precision, checkpointing, self.scenario.micro_batch, self.traced_images
 
     def learn(self, batch: LDMBatch | VAEBatch, key: Hashable = None) -> None:
         """The trainer's step; forward and backward passes with the same key (not None) are traced only once."""
         learner, trained, ema = self.stage.learner, self.beginning.trained, self.beginning.ema
+        self.stage.model.train()  # a validation without an EMA leaves it in eval mode
 
         def accumulate() -> dict[str | int, Tensor]:
             losses = partial(self.stage.losses, batch)
             totals = learner.accumulate(losses, self.traced_images, self.scenario.micro_batch)
             return totals | {i: p.grad for i, p in enumerate(trained)}
 
-        with self.trace.during("inputs"):  # makes the scaler's tensors, which exist from the first step on
+        with self.trace.during("inputs"):  # makes the scaler's tensors, which a recording must not
             learner.scaler.scale(torch.zeros((), device=self.device))
+        clear_gradients(trained)  # as `accumulate` begins; a recording must not, and a sharded optimizer has not all
         with self.trace.during("forward"):
             recordings = {} if key is None else self.beginning.batch_recordings
             tensors = self.trace.record_once(recordings, key, accumulate)
@@ -167,7 +172,7 @@ class Step:
                 p.grad = tensors.pop(i)
             grad_norm = learner.clip()
             learner.step(mean_losses(tensors)["loss"], grad_norm)
-        self.trace.label_gradients(trained)
+        self.trace.label_learned(learner)
         if ema:
             with self.trace.during("EMA"):
                 ema.update(self.stage.model)
@@ -180,50 +185,56 @@ class Step:
     # ---- the stages
 
     def _ldm(self) -> None:
-        scenario, training, stage = self.scenario, self.scenario.training, self.stage
+        scenario, stage = self.scenario, self.stage
         cached, size = scenario.config.latents.cache_latents, scenario.micro_batch
         moments = torch.zeros(1, 2, *stage.source.shape) if cached else None
         stage.use_latents(moments, partial(self.in_precision, "no"))
-        with self.trace.during("inputs"):
-            batch = self.draw()
-        settings = (scenario.attention, training.mixed_precision, training.gradient_checkpointing)
-        self.learn(batch, (*settings, cached, size, self.traced_images))
+        for step in (0, 1):
+            self._ldm_step(step)
         if not scenario.validates:
             return
         averaged = self.beginning.averaged.eval()
 
         def validate() -> None:
-            held_out = stage.draw_validation(batch.rows[:size], batch.users[:size])
-            stage.losses(held_out, slice(0, size), averaged)
+            rows = torch.zeros(size, dtype=torch.int64)
+            stage.losses(stage.draw_validation(rows, rows.to(self.device)), slice(0, size), averaged)
 
         self.between("validation", (scenario.attention, size, cached), validate)
         self.between("pictures", scenario.attention, partial(self._generate, averaged, PICTURE_BATCH))
+        self._ldm_step(2)
+
+    def _ldm_step(self, step: int) -> None:
+        self.learn(self.draw(step), (*self.settings(), self.scenario.config.latents.cache_latents))
 
     def _vae(self) -> None:
-        scenario, stage, adversary = self.scenario, self.stage, self.stage.adversary
-        with self.trace.during("inputs"):
-            batch = self.draw()
-            if adversary:
-                untraced = max(scenario.images_per_step - self.traced_images, 0)
-                adversary.fakes.append(torch.zeros(untraced, *batch.images.shape[1:]).to(self.device))
-                for p in adversary.discriminator.parameters():  # the gradients of the previous step
-                    p.grad = torch.zeros_like(p)
-                self.trace.label_gradients(adversary.discriminator.parameters())
-        self.learn(batch)
-        if adversary:
-            with self.trace.during("forward"):
-                learned = replace(batch, images=batch.images[: self.traced_images])
-                stage.after_step(learned, 0.0, MicroBatch(scenario.training, scenario.micro_batch))
-                self.trace.label_gradients(adversary.discriminator.parameters())
+        scenario, images = self.scenario, (PICTURE_BATCH, *self.scenario.config.image_shape)
+        begins = scenario.config.vae_loss.adversarial_start if self.stage.adversary else 0
+        for step in dict.fromkeys((0, begins, begins + 1)):
+            self._vae_step(step)
         if not scenario.validates:
             return
 
         def draw_pictures() -> None:
-            reconstruct(self.beginning.averaged, torch.zeros(PICTURE_BATCH, *batch.images.shape[1:]).to(self.device))
+            reconstruct(self.beginning.averaged, torch.zeros(images).to(self.device))
 
         self.between("pictures", scenario.attention, draw_pictures)
+        self._vae_step(begins + 2)
+
+    def _vae_step(self, step: int) -> None:
+        scenario, batch = self.scenario, self.draw(step)
+        adversary, untraced = batch.adversary, max(scenario.images_per_step - self.traced_images, 0)
+        if adversary:
+            with self.trace.during("inputs"):
+                adversary.fakes.append(torch.zeros(untraced, *batch.images.shape[1:]).to(self.device))
+        self.learn(batch, None if adversary else self.settings())
+        if adversary:
+            with self.trace.during("forward"):
+                learned = replace(batch, images=batch.images[: self.traced_images])
+                self.stage.after_step(learned, 0.0, MicroBatch(scenario.training, scenario.micro_batch))
+            self.trace.label_learned(adversary.learner)
 
     def _sample(self) -> None:
+        self.stage.model.eval()
         with self.trace.during("sampling"):
             self._generate(self.stage.model, self.scenario.micro_batch)
 
@@ -233,3 +244,8 @@ class Step:
         sampling = replace(config.sampling, steps=steps, spacing="trailing", guidance_interval=None)
         images = [(0, number) for number in range(batch_size)]
         generate(denoiser, self.stage.vae, self.stage.schedule, sampling, images, config.seed, batch_size)
+
+
+def clear_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    for p in parameters:
+        p.grad = None

@@ -11,7 +11,7 @@ import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,12 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nets.checkpointing import Checkpointed
+from train.engine.step import Learner
 from train.memory.cuda_rules import CudaRules
 from train.memory.op_cache import SHAPES
+from train.memory.scratch import scratch_of
+
+SCRATCH = "scratch"  # the category of what a kernel may take inside
 
 
 @dataclass(slots=True)
@@ -28,12 +32,13 @@ class Storage:
     """The memory of one or more tensors, and where it came from."""
 
     bytes: int
+    itemsize: int  # bytes of an element
     phase: str
     operator: str
     module: str  # the innermost active one, its component first: "UNet.mid_block.resnets.0.conv1"
     born: int
     died: int | None = None
-    category: str = ""  # one of account.CATEGORIES; empty for temporaries
+    category: str = ""  # one of account.CATEGORIES, or SCRATCH; empty for temporaries
 
 
 class Trace(TorchDispatchMode):
@@ -65,8 +70,11 @@ class Trace(TorchDispatchMode):
     def record_once(self, recordings: dict, key: Hashable, part: Callable[[], dict | None]) -> dict:
         """Run and record `part`, or append its recording if there is one for this key; returns its tensors by name.
 
-        Each returned tensor must own its storage, and no other tensor that `part` makes may outlive it.
+        Each returned tensor must own its storage, and no other tensor that `part` makes may outlive it. Tensors with
+        values are computed each time.
         """
+        if self.device != "meta":
+            return part() or {}
         if key in recordings:
             return self._append(*recordings[key])
         first, start, ends = len(self.storages), self.clock, len(self.forward_ends)
@@ -87,7 +95,7 @@ class Trace(TorchDispatchMode):
         for s in storages:
             key = keys.get(id(s))
             died = s.died + shift if key is None else None
-            copy = Storage(s.bytes, s.phase, s.operator, s.module, s.born + shift, died, s.category)
+            copy = replace(s, born=s.born + shift, died=died)
             self.storages.append(copy)
             if key is not None:
                 self._alive[key] = (self._alive[key][0], copy)
@@ -115,9 +123,12 @@ class Trace(TorchDispatchMode):
         for module, name in self._names.items():
             self.label([*module.parameters(recurse=False), *module.buffers(recurse=False)], "weights", name)
 
-    def label_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        for p in parameters:
+    def label_learned(self, learner: Learner) -> None:
+        """Label what the learner's step has left: gradients, and the optimizer's state."""
+        for p in learner.parameters:
             self.label([p.grad], "gradients", p)
+        for p, state in learner.optimizer.state.items():
+            self.label([t for t in state.values() if t.device.type == self.device], "optimizer state", p)
 
     def end_forward(self) -> None:
         """Label all living storages of the forward pass as activations."""
@@ -158,7 +169,14 @@ class Trace(TorchDispatchMode):
             self._record_result(result, func)
         if func is torch.ops.aten._safe_softmax.default:
             self._record(torch.empty_like(result, dtype=torch.bool), func)  # its internal mask
+        self._record_scratch(scratch_of(func, args, result), func)
         return result
+
+    def _record_scratch(self, sizes: list[int], func) -> None:
+        """Storages of these bytes, which live together and are gone when the operator returns."""
+        tensors = [torch.empty(size, dtype=torch.uint8, device="meta") for size in sizes]
+        for tensor in tensors:
+            self._record(tensor, func).category = SCRATCH
 
     def _record_result(self, result, func) -> None:
         if isinstance(result, Tensor):
@@ -177,7 +195,7 @@ class Trace(TorchDispatchMode):
         self.clock += 1
         operator = func.overloadpacket.__name__ if func else ""
         phase = "backward" if self.rules.backward else self.phase
-        record = Storage(storage.nbytes(), phase, operator, self._module(), self.clock)
+        record = Storage(storage.nbytes(), tensor.element_size(), phase, operator, self._module(), self.clock)
         self.storages.append(record)
         self._alive[key] = (weakref.ref(storage, lambda _: self._record_death(key)), record)
         return record
@@ -230,7 +248,7 @@ class NoTrace(nullcontext):
     def ignore(self, *args) -> None:
         pass
 
-    label = label_weights = label_gradients = end_forward = ignore
+    label = label_weights = label_learned = end_forward = ignore
 
     def continued(self, rules: CudaRules) -> "NoTrace":
         return self
