@@ -67,14 +67,11 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{report.exact(scenario, parts)}\n\nFrom here on {report.PREDICTED}.\n")
     print(f"{report.by_component(account, account.peak().clock)}\n\n{report.peak_in_words(account)}\n")
     print(f"{report.beside(account, gpu, scenario.processes)}\n")
-    if estimates := report.old_estimates(scenario, parts, results, gpu):
-        print("An earlier estimate, for batch 1, which was wrong, beside the account of the same batch:\n")
-        print(f"{report.old_estimates_table(estimates)}\n")
     print(f"{report.gpus_table(rows)}\n")
     if gpu:
         print(f"{report.one_gpu(rows[0])}\n")
     if advice := report.advice(scenario, account, results, gpu):
-        print(f"{report.advice_table(advice)}\n")
+        print(f"{report.advice_table(advice, account.peak().phase)}\n")
 
 
 def refuse(args: argparse.Namespace, scenario: Scenario) -> None:

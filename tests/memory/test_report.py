@@ -95,6 +95,21 @@ def test_the_command_gives_an_account_to_programs(capsys, tmp_path: Path):
     assert account["advice"]
 
 
+def test_a_lever_that_saves_in_one_phase_says_where_the_peak_is_then(capsys):
+    """Checkpointing takes far more from the forward pass than the peak falls, since the optimizer's step stays."""
+    medium = ["--config", "configs/medium.yaml", "--gpu", "P100"]
+    memcheck.main([*medium, "--json"])
+    account = json.loads(capsys.readouterr().out)
+    (row,) = (row for row in account["advice"] if row["lever"] == "gradient_checkpointing")
+    assert (account["peak"]["phase"], row["then"]) == ("forward", "optimizer")
+    assert row["in_phase"] > 5 * row["allocated"]
+    memcheck.main(medium)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "saves MiB" in said
+    assert "With one of these it is in another, so that it falls by less than that phase does" in said
+    assert "earlier" not in said
+
+
 def test_the_command_prints_tables_and_draws_pictures(capsys, tmp_path: Path):
     memcheck.main(["--config", "configs/demo.yaml", "--gpu", "P100", "--csv", str(tmp_path / "modules.csv"),
                    "--pictures", str(tmp_path)])  # fmt: skip

@@ -32,7 +32,6 @@ from train.memory.scenario import Scenario
 from train.memory.workers import on_all_cores
 
 WIDTH = 120  # characters in a line
-MEDIUM_UNET, MEDIUM_VAE = 139_680_132, 42_928_871  # parameters
 PREDICTED = "predicted: no GPU has confirmed these figures"
 
 
@@ -126,31 +125,8 @@ def exact(scenario: Scenario, parts: list[Component]) -> str:
 
 Results = dict[GPU | Scenario, dict]
 """Of a GPU: whether the run fits, the bytes left, the largest micro-batches (and whether elements limit them, not
-bytes), and what would make it fit. Of the run with a lever pulled alone, and of the run at batch 1: its peaks in bytes,
-and those of each category by itself."""
-
-
-def old_estimates(scenario: Scenario, parts: list[Component], results: Results, gpu: GPU | None) -> list[tuple]:
-    """An earlier, wrong estimate of medium's step at batch 1 beside the account: (name, estimate, value); else []."""
-    unets = [part for part in parts if part.parameters == MEDIUM_UNET]
-    if not unets or scenario.stage != "ldm":
-        return []
-    peaks = results[on_gpu(scenario.accumulated(1), gpu)]
-    return [
-        *(("parameters of the VAE", "~50M", part.parameters) for part in parts if part.parameters == MEDIUM_VAE),
-        ("parameters of the UNet", "~200M", unets[0].parameters),
-        ("its weights", "~5 GB", unets[0].weights),
-        ("gradients", "~5 GB", peaks["gradients"]),
-        ("optimizer state", "~5 GB", peaks["optimizer state"]),
-        ("activations", "~1 GB", peaks["activations"]),
-        ("all at the peak", "16 GB", peaks["requested"]),
-    ]
-
-
-def old_estimates_table(rows: list[tuple]) -> str:
-    cells = [(name, estimate, f"{count:,}" if name.startswith("parameters") else f"{gib(count)} GiB")
-             for name, estimate, count in rows]  # fmt: skip
-    return table(("", "was said", "is"), cells)
+bytes), and what would make it fit. Of the run with a lever pulled alone: its peaks in bytes, the phase that the peak
+is in, and the peak of every phase."""
 
 
 # ---- what follows from the trace
@@ -214,7 +190,7 @@ def compute_results(scenario: Scenario, chosen: GPU | None) -> Results:
     gpus_by_run: dict[Scenario, list[GPU]] = {}  # a run differs between GPUs in its attention kernel
     for gpu in [chosen] if chosen else GPUS:
         gpus_by_run.setdefault(on_gpu(scenario, gpu), []).append(gpu)
-    pulled = [*(lever.pull(scenario) for lever in levers(scenario)), scenario.accumulated(1)]
+    pulled = [lever.pull(scenario) for lever in levers(scenario)]
     others = dict.fromkeys(on_gpu(other, chosen) for other in pulled)
     arguments = {
         variant: (run, name, gpus_by_run[run])
@@ -250,7 +226,8 @@ def _results_on_gpus(
 
 def _results_of_run(scenario: Scenario) -> Results:
     account = account_of(scenario)
-    return {scenario: peaks_of(account)._asdict() | {name: account.of_category(name) for name in CATEGORIES}}
+    phases = {name: account.peak(name).bytes for name in account.phases()}
+    return {scenario: peaks_of(account)._asdict() | {"phase": account.peak().phase, "phases": phases}}
 
 
 def on_gpus(results: Results) -> list[dict]:
@@ -297,18 +274,31 @@ def one_gpu(row: dict) -> str:
 
 
 def advice(scenario: Scenario, account: Account, results: Results, gpu: GPU | None) -> list[dict]:
-    """The bytes that each lever saves when pulled alone, the largest saving first; only those that save any."""
-    before, rows = peaks_of(account)._asdict(), []
+    """The bytes that each lever saves when pulled alone, the largest saving first; only those that save any.
+
+    Beside them what it saves in the phase that the peak is in now, and the phase that it is in then.
+    """
+    before, now, rows = peaks_of(account)._asdict(), account.peak(), []
     for lever in levers(scenario):
         after = results[on_gpu(lever.pull(scenario), gpu)]
         saved = {what: before[what] - after[what] for what in ("allocated", "reserved")}
-        rows.append({"lever": lever.name, "cost": lever.cost, **saved})
+        in_phase = now.bytes - after["phases"].get(now.phase, 0)
+        rows.append({"lever": lever.name, "cost": lever.cost, "in_phase": in_phase, "then": after["phase"], **saved})
     return sorted((row for row in rows if row["allocated"] > 0), key=lambda row: -row["allocated"])
 
 
-def advice_table(rows: list[dict]) -> str:
-    cells = [[row["lever"], mib(row["allocated"]), mib(row["reserved"]), row["cost"]] for row in rows]
-    return table(("lever, traced by itself", "saves MiB", "of what is reserved", "costs"), cells, words=("costs",))
+def advice_table(rows: list[dict], phase: str) -> str:
+    """`phase` is the one that the peak is in without a lever."""
+    cells = [[row["lever"], mib(row["allocated"]), mib(row["reserved"]), mib(row["in_phase"]), row["then"], row["cost"]]
+             for row in rows]  # fmt: skip
+    headings = ("lever, traced by itself", "saves MiB", "of what is reserved", f"in the phase {phase}", "peak then in",
+                "costs")  # fmt: skip
+    text = table(headings, cells, words=("peak then in", "costs"))
+    if moved := [row["lever"] for row in rows if row["then"] != phase]:
+        said = (f"The peak is in the phase {phase}. With one of these it is in another, so that it falls by less than "
+                f"that phase does: {'; '.join(moved)}.")  # fmt: skip
+        text += f"\n\n{fill(said, WIDTH)}"
+    return text
 
 
 # ---- for programs
@@ -333,7 +323,6 @@ def as_dictionary(scenario: Scenario, parts: list[Component], account: Account, 
         "modules_at_peak": account.modules(peak.clock, depth=99),
         "end_of_forward": [int(account.live()[clock]) for clock in account.forward_ends],
         "beside": [asdict(part) for part in overheads(account, gpu, scenario.processes)],
-        "old_estimates": old_estimates(scenario, parts, results, gpu),
         "cards": on_gpus(results),
         "advice": advice(scenario, account, results, gpu),
     }
