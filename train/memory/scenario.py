@@ -75,7 +75,8 @@ class Scenario:
     def before_steps(self) -> "Scenario":
         """Cache key: equal for all runs whose models, EMA and optimizer state are the same when a step begins."""
         common = self.with_micro_batch(1).with_training(
-            batch_size=1, gradient_accumulation_steps=1, mixed_precision="no", gradient_checkpointing=False
+            batch_size=1, gradient_accumulation_steps=1, mixed_precision="no", lean_activations=True,
+            gradient_checkpointing=False,
         )
         return replace(common.with_latents(True), attention="efficient", processes=self.ranks, validates=True)
 

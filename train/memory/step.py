@@ -118,7 +118,8 @@ class Step:
         self.traced_images = scenario.micro_batch * min(pieces, 2)  # the first of the batch
         for owner in _learning(self.stage):
             scaler = Scaler(self.trace, self.device, scenario.training.mixed_precision == "fp16")
-            owner.learner = replace(owner.learner, scaler=scaler, autocast=self.autocast)
+            lean = scenario.training.lean_activations
+            owner.learner = replace(owner.learner, scaler=scaler, autocast=self.autocast, lean=lean)
         self.stage.model.train(scenario.trains)  # a validation without an EMA leaves it in eval mode
         for p in beginning.trained:
             p.grad = None  # a sharded optimizer clears only the gradients of its share
@@ -186,7 +187,8 @@ class Step:
         stage.use_latents(moments, partial(self.in_precision, "no"))
         with self.trace.during("inputs"):
             batch = self.draw()
-        settings = (scenario.attention, training.mixed_precision, training.gradient_checkpointing)
+        settings = (scenario.attention, training.mixed_precision, training.lean_activations,
+                    training.gradient_checkpointing)  # fmt: skip
         self.learn(batch, (*settings, cached, size, self.traced_images))
         if not scenario.validates:
             return
