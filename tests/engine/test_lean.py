@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from nets.checkpointing import set_checkpointing
 from nets.discriminator import PatchDiscriminator
+from nets.resnet import ResnetBlock
 from nets.unet import UNet2DConditionModel, UNetConfig
 from nets.vae import AutoencoderKL, VAEConfig
 from tests.engine.problem import CPU, latent_stage
@@ -214,3 +215,13 @@ def test_one_key_of_the_config_decides(key):
 
     stage.learner.accumulate(losses, 4, 4)
     assert seen == [key.endswith("true")]
+
+
+def test_compiled_blocks_have_the_same_gradients():
+    torch.manual_seed(0)
+    inner, x, embedding = ResnetBlock(8, 8, 4, 1e-5, 8), torch.randn(2, 8, 6, 6), torch.randn(2, 8)
+    net = nn.ModuleList([inner, nn.Conv2d(8, 8, 3)])
+    net.forward = lambda x: net[1](F.silu(inner(x, embedding)))
+    plain = gradients(net, (x,), lean=False)
+    inner.compile(backend="aot_eager")
+    assert_equal(gradients(net, (x,)), plain)

@@ -27,7 +27,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-AGAIN = {F.group_norm, F.layer_norm, F.silu, F.gelu, F.leaky_relu, F.linear, F.interpolate, torch.cat, Tensor.mul}
+AGAIN = {F.group_norm, F.layer_norm, F.silu, F.gelu, F.leaky_relu, F.interpolate, torch.cat, Tensor.mul}
 COPIES = {"ToCopyBackward0", "CloneBackward0", "ViewBackward0", "UnsafeViewBackward0"}  # same values in the same order
 
 
@@ -104,7 +104,8 @@ class Lean(TorchFunctionMode):
         self.running = args
         made = func(*args, **kwargs)
         self.running = ()
-        if func in AGAIN and made.requires_grad and made is not args[0]:
+        again = func in AGAIN or func is F.linear and made.numel() > args[0].numel()
+        if again and made.requires_grad and made is not args[0]:
             root = _root(made)
             root.recipe, root.recipe_version = Recipe(func, args, kwargs, made.dtype), root._version
         return made
