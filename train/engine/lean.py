@@ -104,7 +104,7 @@ class Lean(TorchFunctionMode):
         self.running = args
         made = func(*args, **kwargs)
         self.running = ()
-        again = func in AGAIN or func is F.linear and made.numel() > args[0].numel()
+        again = func in AGAIN or (func is F.linear and made.numel() > args[0].numel())
         if again and made.requires_grad and made is not args[0]:
             root = _root(made)
             root.recipe, root.recipe_version = Recipe(func, args, kwargs, made.dtype), root._version

@@ -27,6 +27,7 @@ LENGTH = {"num_epochs", "num_steps"}
 SAFE = LENGTH | {
     "max_hours", "sample_interval", "save_interval", "keep_checkpoints", "auto_batch", "lean_activations",
     "gradient_checkpointing", "shard_optimizer", "ema_on_cpu", "output_dir", "dir", "vae_path", "learning_rate",
+    "fused",
 }  # fmt: skip
 CUT = {"batch_size", "gradient_accumulation_steps"}  # safe as long as their product stays the same
 
