@@ -1,5 +1,6 @@
 """The learning rate as numbers, and AdamW as the paper has it."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -53,6 +54,31 @@ def test_adamw_takes_the_steps_of_its_paper(fused):
         update = (m / (1 - 0.8**t)) / ((v / (1 - 0.95**t)).sqrt() + 1e-8)
         theta = theta - 0.1 * update - 0.1 * 0.03 * theta
         torch.testing.assert_close(weight.detach(), theta, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_run_begun_in_the_other_form_goes_on_in_its_own(fused):
+    def learnt(form: bool) -> tuple[nn.Parameter, torch.optim.Optimizer]:
+        weight = nn.Parameter(torch.linspace(-1, 1, 7))
+        return weight, make_adamw([weight], replace(COSINE, learning_rate=0.1, fused=form))
+
+    def step(weight: nn.Parameter, optimizer: torch.optim.Optimizer) -> None:
+        weight.grad = weight.detach().sin()
+        optimizer.step()
+
+    before, saved = learnt(not fused)
+    step(before, saved)
+    weight, optimizer = learnt(fused)
+    weight.data.copy_(before)
+    optimizer.load_state_dict(copy.deepcopy(saved.state_dict()))
+    for each in ((before, saved), (weight, optimizer)):
+        step(*each)
+    assert bool(optimizer.param_groups[0]["fused"]) is fused
+    torch.testing.assert_close(weight, before, rtol=1e-6, atol=0)
+
+
+def test_adamw_is_fused_unless_the_config_says_otherwise():
+    assert make_adamw([nn.Parameter(torch.zeros(1))], OptimConfig()).param_groups[0]["fused"]
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ PRESETS = {name: (name,) for name in ("medium", "tight", "light", "sd", "demo")}
     "tokens": ("medium", "user_encoder.tokens_per_user=4"),
     "fp32": ("medium", "ldm_training.mixed_precision=no", "vae_training.mixed_precision=no"),
     "adversarial": ("medium", "vae_loss.adversarial_weight=0.5"),
-    "fused": (
-        "medium", "ldm_training.optimizer.fused=true", "vae_training.optimizer.fused=true",
+    "unfused": (
+        "medium", "ldm_training.optimizer.fused=false", "vae_training.optimizer.fused=false",
         "vae_loss.adversarial_weight=0.5",
     ),
 }  # fmt: skip

@@ -21,7 +21,7 @@ def owned(account: Account, category: str, component: str, clock: int) -> int:
     ("preset", "stage"),
     [
         *((preset, "ldm") for preset in PRESETS if preset != "adversarial"),
-        *((preset, "vae") for preset in ("medium", "demo", "fp32", "adversarial", "fused")),
+        *((preset, "vae") for preset in ("medium", "demo", "fp32", "adversarial", "unfused")),
         *((preset, "sample") for preset in ("medium", "sd")),
     ],
 )
@@ -54,7 +54,7 @@ def test_one_token_leaves_parameters_of_medium_without_effect():
 
 
 def test_fused_and_divided_optimizers_keep_what_they_promise():
-    scenario = Scenario(config_of("light"), validates=False)
+    scenario = Scenario(config_of("light"), validates=False).with_fused(False)
     divided = replace(scenario.with_training(shard_optimizer=True), processes=2)
     whole, fused, shared = (Account(trace_of(s)) for s in (scenario, scenario.with_fused(True), divided))
     state = whole.of_category("optimizer state")

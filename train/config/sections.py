@@ -109,8 +109,8 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
-    fused: bool = False
-    """Use AdamW's fused kernel, which needs no temporaries as large as the gradients."""
+    fused: bool = True
+    """AdamW's fused kernel, which is faster and needs no temporaries as large as the gradients."""
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0 and self.max_grad_norm > 0, "learning_rate and max_grad_norm must be positive")
@@ -134,6 +134,8 @@ class TrainingConfig:
     auto_batch: bool = False
     """Choose the micro-batch by the GPU's memory, and halve it when it does not fit; a step stays the same."""
     mixed_precision: MixedPrecision = "no"
+    lean_activations: bool = True
+    """Make norms, activations and linear layers again in the backward pass; exact, a fifth of the memory."""
     gradient_checkpointing: bool = False
     ema_decay: float = 0.9999
     ema_on_cpu: bool = False

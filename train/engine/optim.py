@@ -20,9 +20,21 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
+class AdamW(torch.optim.AdamW):
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(in_form_of(self, state))
+
+
+def in_form_of(optimizer: torch.optim.Optimizer, state: dict) -> dict:
+    """The state, fused or not as this optimizer is, in whatever form it was saved: the tensors are the same."""
+    forms = [{**saved, "fused": own["fused"]} for saved, own in
+             zip(state["param_groups"], optimizer.param_groups, strict=True)]  # fmt: skip
+    return {**state, "param_groups": forms}
+
+
 def make_adamw(parameters: Iterable[nn.Parameter], config: OptimConfig, shard: bool = False) -> torch.optim.Optimizer:
     """Loshchilov and Hutter 2019. `shard` divides its state among the processes, where there are several."""
-    make = torch.optim.AdamW
+    make = AdamW
     if shard and world_size() > 1:
         from train.engine.sharding import ShardedAdamW as make  # here, since it takes a second that few runs need
     fused = config.fused or None  # None: torch chooses between its other two forms

@@ -4,6 +4,7 @@ import torch
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from train.base.processes import rank
+from train.engine.optim import in_form_of
 
 
 class ShardedAdamW(ZeroRedundancyOptimizer):
@@ -15,6 +16,12 @@ class ShardedAdamW(ZeroRedundancyOptimizer):
 
     def __init__(self, parameters, **options):
         super().__init__(parameters, optimizer_class=torch.optim.AdamW, **options)
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(in_form_of(self, state))
+        for group in self.optim.param_groups if self.defaults["fused"] else ():
+            for own in (self.optim.state[p] for p in group["params"] if p in self.optim.state):
+                own["step"] = own["step"].to(own["exp_avg"].device)  # torch has put it on the CPU
 
     def state_dict(self) -> dict:
         """AdamW's, whole, in the first process; nothing in the others, all of which must call this together."""

@@ -17,6 +17,7 @@ from train.base.errors import SEE_MEMCHECK, UserError, explaining_out_of_memory,
 from train.base.processes import gather
 from train.config.sections import MixedPrecision, OptimConfig
 from train.engine.device import free_memory
+from train.engine.lean import Lean
 from train.engine.optim import make_adamw
 from train.engine.parallel import Losses, add_gradients, make_buckets, share
 from train.engine.precision import GradScaler, autocast_to
@@ -45,6 +46,8 @@ class Learner:
     autocast: Callable[[], AbstractContextManager]
     """A new context in which losses are computed in half precision, or in none."""
     max_grad_norm: float
+    lean: bool = True
+    """Whether to keep recipes in place of activations."""
     ddp: DistributedDataParallel | None = None
     """Divides the batch among all processes, which communicate in their last micro-batch only."""
 
@@ -63,7 +66,7 @@ class Learner:
             rows = slice(start, min(start + micro_batch, own.stop))
             last = start == starts[-1]
             with self.ddp.no_sync() if self.ddp and not last else nullcontext():
-                with self.autocast():
+                with self.autocast(), Lean() if self.lean else nullcontext():
                     parts = self.ddp(losses, rows) if self.ddp else losses(rows)
                 with explaining_out_of_memory(EXCHANGING) if self.ddp and last else nullcontext():
                     self.scaler.scale(parts["loss"].sum() / batch).backward()
@@ -115,7 +118,7 @@ class Learner:
 
 def make_learner(
     parameters: Sequence[nn.Parameter], config: OptimConfig, shard_optimizer: bool, device: torch.device,
-    precision: MixedPrecision,
+    precision: MixedPrecision, lean: bool = True,
 ) -> Learner:  # fmt: skip
     """A learner with AdamW, in all processes of the run together."""
     return Learner(
@@ -124,6 +127,7 @@ def make_learner(
         scaler=GradScaler(device.type, enabled=precision == "fp16"),
         autocast=autocast_to(device, precision),
         max_grad_norm=config.max_grad_norm,
+        lean=lean,
         ddp=add_gradients(parameters),
     )
 

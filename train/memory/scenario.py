@@ -76,7 +76,7 @@ class Scenario:
         """Cache key: equal for all runs whose models and EMA are the same before the first step."""
         common = self.with_fused(False).with_micro_batch(1).with_training(
             batch_size=1, gradient_accumulation_steps=1, mixed_precision="no", gradient_checkpointing=False,
-            shard_optimizer=False,
+            lean_activations=True, shard_optimizer=False,
         )  # fmt: skip
         return replace(common.with_latents(True), attention="efficient", processes=1, validates=True)
 

@@ -110,8 +110,10 @@ class Run:
             parameters = list(owner.learner.parameters)
             own = share_of_optimizer(parameters, scenario.ranks) if owner is self.stage else parameters
             scaler = Scaler(self.trace, self.device, scenario.training.mixed_precision == "fp16")
-            optimizer = optimizer_on_gpu(own, scenario)
-            owner.learner = replace(owner.learner, optimizer=optimizer, scaler=scaler, autocast=self.autocast)
+            optimizer, lean = optimizer_on_gpu(own, scenario), scenario.training.lean_activations
+            owner.learner = replace(
+                owner.learner, optimizer=optimizer, scaler=scaler, autocast=self.autocast, lean=lean
+            )
             clear_gradients(parameters)  # of an earlier trace
         set_checkpointing(self.stage.model, scenario.training.gradient_checkpointing)
 
@@ -149,8 +151,8 @@ class Run:
     def settings(self) -> tuple:
         """What forward and backward passes depend on, beside the models."""
         training = self.scenario.training
-        precision, checkpointing = training.mixed_precision, training.gradient_checkpointing
-        return self.scenario.attention, precision, checkpointing, self.scenario.micro_batch, self.traced_images
+        how = training.mixed_precision, training.lean_activations, training.gradient_checkpointing
+        return self.scenario.attention, *how, self.scenario.micro_batch, self.traced_images
 
     def learn(self, batch: LDMBatch | VAEBatch, key: Hashable = None) -> None:
         """The trainer's step; forward and backward passes with the same key (not None) are traced only once."""

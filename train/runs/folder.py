@@ -26,8 +26,9 @@ LENGTH = {"num_epochs", "num_steps"}
 # Keys that may change when a run is resumed: how long, how often, how the work is divided, and where things are; and
 # the learning rate, which has to be lowered when the loss is no longer finite.
 SAFE = LENGTH | {
-    "max_hours", "sample_interval", "save_interval", "keep_checkpoints", "auto_batch", "gradient_checkpointing",
-    "shard_optimizer", "ema_on_cpu", "output_dir", "dir", "vae_path", "learning_rate",
+    "max_hours", "sample_interval", "save_interval", "keep_checkpoints", "auto_batch", "lean_activations",
+    "gradient_checkpointing", "shard_optimizer", "ema_on_cpu", "output_dir", "dir", "vae_path", "learning_rate",
+    "fused",
 }  # fmt: skip
 CUT = {"batch_size", "gradient_accumulation_steps"}  # safe as long as their product stays the same
 

@@ -27,11 +27,11 @@ class Adversary:
 
     def __init__(
         self, image_channels: int, config: VAELossConfig, optim: OptimConfig, device: torch.device,
-        precision: MixedPrecision,
+        precision: MixedPrecision, lean: bool = True,
     ):  # fmt: skip
         self.config = config
         self.discriminator = PatchDiscriminator(image_channels).to(device)
-        self.learner = make_learner(list(self.discriminator.parameters()), optim, False, device, precision)
+        self.learner = make_learner(list(self.discriminator.parameters()), optim, False, device, precision, lean)
         self.adaptive_weight = 0.0
         self.begin_batch()
 

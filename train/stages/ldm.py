@@ -87,8 +87,10 @@ class LDMStage(Stage):
         torch.manual_seed(generator(config.seed, "weights", 1).initial_seed())
         self.model = make_denoiser(self.actual_config, len(self.data.user_names)).to(device)
         set_checkpointing(self.model, self.training.gradient_checkpointing)
-        parameters, shard = self.model.trained_parameters(), self.training.shard_optimizer
-        self.learner = make_learner(parameters, self.training.optimizer, shard, device, precision)
+        parameters, training = self.model.trained_parameters(), self.training
+        self.learner = make_learner(
+            parameters, training.optimizer, training.shard_optimizer, device, precision, training.lean_activations
+        )
         self.use_latents(None)
 
     def choose_split(self, folder: Path) -> None:

@@ -72,14 +72,14 @@ class VAEStage(Stage):
         config, self.device = self.config, device
         self.model.to(device)
         set_checkpointing(self.model, self.training.gradient_checkpointing)
-        loss, optim = config.vae_loss, self.training.optimizer
+        loss, optim, lean = config.vae_loss, self.training.optimizer, self.training.lean_activations
         if self.vgg16:
             self.vgg16.to(device)
         self.adversary = (
-            Adversary(config.data.channels, loss, optim, device, precision) if loss.adversarial_weight else None
+            Adversary(config.data.channels, loss, optim, device, precision, lean) if loss.adversarial_weight else None
         )
         shard = self.training.shard_optimizer
-        self.learner = make_learner(list(self.model.parameters()), optim, shard, device, precision)
+        self.learner = make_learner(list(self.model.parameters()), optim, shard, device, precision, lean)
 
     def choose_split(self, folder: Path) -> None:
         self.split = on_main(lambda: shared_split(self.data, self.config.data, folder / SPLIT))
