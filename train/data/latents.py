@@ -45,7 +45,10 @@ def measure_scaling(vae: AutoencoderKL, data: UserImages, rows: Tensor, device: 
         total += float(means.sum())
         squares += float((means.square() + stds.square()).sum())
     mean = total / count
-    std = (squares / count - mean**2) ** 0.5
+    variance = squares / count - mean**2
+    varies = variance > 1e-12 * max(1, mean**2)  # of a constant, only rounding is left, which may be negative
+    require(varies, "the VAE turns all images into the same latents, and so has learned nothing; train another")
+    std = variance**0.5
     return {"scaling_factor": 1 / std, "mean": mean, "std": std, "images": len(rows), "values": count}
 
 

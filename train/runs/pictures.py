@@ -120,7 +120,8 @@ Curves = dict[str, Sequence[tuple[int, float]]]
 def line_chart(title: str, panels: Sequence[Curves], width: int = 720, height: int = 220) -> Image.Image:
     """Panels, each `height` pixels high, one below the other, of curves of (x, y) points over one axis of whole x.
 
-    Points whose y is not finite, or beyond all measure, are left out, and so is a panel without any others; a single point is a dot.
+    Points whose y is not finite, or beyond all measure, are left out, and so is a panel without any others; a single
+    point is a dot.
     """
     panels = [{name: [p for p in curve if abs(p[1]) < LARGEST] for name, curve in panel.items()} for panel in panels]
     panels = [panel for panel in panels if any(panel.values())]
