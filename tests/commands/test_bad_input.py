@@ -431,7 +431,7 @@ MODELS = {
         "the VAE turns all images into the same latents, and so has learned nothing; train another"),
     "a schedule without noise": (
         lambda: edit(f"{L}/scheduler/scheduler_config.json", beta_start=1e-300, beta_end=1e-300), SAMPLE,
-        "l/final_model/scheduler/scheduler_config.json: beta_start 1e-300, beta_end 1e-300 and ...by more than rounding"),
+        "l/final_model/scheduler/scheduler_config.json: beta_start 1e-300, ...by more than rounding"),
     "no VAE": (lambda: shutil.rmtree(V), LDM, "v/final_model: there is no VAE here...give its folder as --vae_path"),
     "the run's folder for its model's": (lambda: None, LDM.replace(V, "v"),
         "v/config.json: there is no such file (did you mean v/final_model?)"),

@@ -1,6 +1,7 @@
 """The command line that every `python -m train.X` shares: a config file, flags on top of it, errors in one sentence."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -166,7 +167,9 @@ def make_printable() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed, as by >&-
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open to the end)
-        getattr(sys, name).reconfigure(errors="backslashreplace")
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):  # not what a notebook has in its place
+            stream.reconfigure(errors="backslashreplace")
 
 
 def in_a_sentence(error: Exception) -> str:
