@@ -22,7 +22,7 @@ from train.runs.generated import SEED, folder_to_judge, settings_of
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = cli.make_parser("evaluate", __doc__.splitlines()[0], "ldm")
+    parser = cli.make_parser("evaluate", __doc__, "ldm")
     parser.add_argument("--model", type=cli.a_path, required=True, help="final_model of an LDM run")
     parser.add_argument("--images", type=cli.a_path,
                         help="folder of images by user (default: the one train.sample makes)")  # fmt: skip

@@ -20,7 +20,7 @@ from train.runs.folder import LOCK, is_free, locked
 
 def main(argv: list[str] | None = None) -> None:
     """Writes ID1/rec01_00.png, ...: user, recording, picture. They are to be split by recording."""
-    parser = cli.Parser("simulate", __doc__.splitlines()[0])
+    parser = cli.Parser("simulate", __doc__)
     parser.add_argument("--output_dir", "--output-dir", type=cli.a_path, required=True,
                         help="a new or an empty folder, which gets a folder of pictures per person")
     parser.add_argument("--users", type=int, default=31, help="people: ID1, ID2, ...")

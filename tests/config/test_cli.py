@@ -313,3 +313,14 @@ def test_a_closed_pipe_ends_a_command_without_a_message(letters):
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait() == 1
+
+
+def test_a_console_that_is_closed_or_lacks_letters_can_be_printed_to(monkeypatch):
+    bytes_written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(bytes_written, encoding="ascii"))
+    monkeypatch.setattr(sys, "stderr", None)
+    cli.make_printable()
+    print("José", flush=True)
+    print("nowhere", file=sys.stderr, flush=True)
+    assert bytes_written.getvalue() == b"Jos\\xe9\n"
+    sys.stderr.close()
