@@ -1,9 +1,9 @@
 """The command line that all commands share: it changes just what it says, and ends in one sentence or a status."""
 
-import errno
-import io
 import argparse
+import errno
 import importlib
+import io
 import subprocess
 import sys
 from dataclasses import asdict
@@ -237,14 +237,14 @@ def every_flag(name: str) -> list[argparse.Action]:
     """Those of `python -m train.NAME`."""
     shown = []
 
-    class Shown(Exception):
+    class ShownError(Exception):
         pass
 
     def show(parser, *_):
         shown.extend(parser._actions)
-        raise Shown
+        raise ShownError
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Shown):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ShownError):
         patch.setattr(cli.Parser, "parse_args", show)
         importlib.import_module(f"train.{name}").main([])
     return shown
