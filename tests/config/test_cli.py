@@ -244,9 +244,10 @@ def every_flag(name: str) -> list[argparse.Action]:
         shown.extend(parser._actions)
         raise ShownError
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(ShownError):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli.Parser, "parse_args", show)
-        importlib.import_module(f"train.{name}").main([])
+        with pytest.raises(ShownError):
+            importlib.import_module(f"train.{name}").main([])
     return shown
 
 
