@@ -237,17 +237,17 @@ def every_flag(name: str) -> list[argparse.Action]:
     """Those of `python -m train.NAME`."""
     shown = []
 
-    class Shown(Exception):
+    class ShownError(Exception):
         pass
 
     def show(parser, *_):
         shown.extend(parser._actions)
-        raise Shown
+        raise ShownError
 
     main = importlib.import_module(f"train.{name}").main
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli.Parser, "parse_args", show)
-        with pytest.raises(Shown):
+        with pytest.raises(ShownError):
             main([])
     return shown
 
