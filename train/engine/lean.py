@@ -12,7 +12,7 @@ saved_tensors_hooks) keeps the recipe, and the tensor dies. In the backward pass
 calls the same function on the same numbers, so the gradients are those of the plain path, bit for bit.
 
 - Convolutions and attention take time, and sums would lead back through the whole network: they are in no recipe.
-  Each value of a linear layer takes as many multiplications as the layer is wide, a ninth of a convolution's.
+  Linear layers take 5% of a step's time; only those that widen, into the feed-forward layer, are worth it.
 - Autocast casts operands within a function, and a recipe does so too. A copy of an operand that autograd wants to keep,
   cast or made contiguous, is known by the nodes of the graph between it and the original.
 - A value that has several users, such as n above, is held from the first to the last of them; they follow one another,
@@ -61,7 +61,7 @@ class Recipe:
         """Count one more user, who will ask for the value in each backward pass."""
         self.users += 1
         if self.users == 1:
-            for operand in _flat(self.arguments):
+            for operand in _flat([*self.arguments, *self.keywords.values()]):
                 if isinstance(operand, Recipe):
                     operand.expect()
 
@@ -104,8 +104,8 @@ class Lean(TorchFunctionMode):
         self.running = args
         made = func(*args, **kwargs)
         self.running = ()
-        again = func in AGAIN or (func is F.linear and made.numel() > args[0].numel())
-        if again and made.requires_grad and made is not args[0]:
+        again = func in AGAIN or (func is F.linear and args and made.numel() > args[0].numel())
+        if again and made.requires_grad and args and made is not args[0]:
             root = _root(made)
             root.recipe, root.recipe_version = Recipe(func, args, kwargs, made.dtype), root._version
         return made
