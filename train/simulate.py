@@ -10,7 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from train.base.errors import UserError, require
+from train.base.errors import require
+from train.base.files import writing
 from train.base.folders import INCOMPLETE
 from train.base.progress import progress
 from train.config import cli
@@ -42,7 +43,9 @@ def main(argv: list[str] | None = None) -> None:
     filled = output.exists()
     part = output / INCOMPLETE if filled else output.with_name(f".{output.name}.part")
     require(is_free(output), _taken(args.output_dir))
-    with locked(part, "simulating"):
+    with writing(args.output_dir):
+        part.mkdir(parents=True, exist_ok=True)
+    with writing(args.output_dir), locked(part, "simulating"):
         require(is_free(output), _taken(args.output_dir))  # by another process meanwhile
         try:
             for left in users(part):  # by a process that was killed
@@ -58,8 +61,6 @@ def main(argv: list[str] | None = None) -> None:
             else:
                 part.rename(output)
                 (output / LOCK).unlink()
-        except OSError as error:
-            raise UserError(f"{args.output_dir}: cannot be made ({error.strerror or error})") from None
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
