@@ -180,7 +180,7 @@ def record(out: Path, listed: dict, done: list[Run], runs: Path, command: str) -
             for run in done:
                 if (run.data, run.stage) == (data, stage):
                     rows.setdefault(run.setting, []).append(figures[stage](run.folder(runs)))
-            lines += [f"## {title}: {data}", "", *table(rows), ""] if rows else []
+            lines += [f"## {title}: {data}", "", *table(rows), ""] if len(rows) > 1 else []
     lines += ["Settings:", ""]
     for stage in figures:
         lines += [f"- {setting}: `{json.dumps(keys)}`" for setting, keys in listed[stage].items() if keys]

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from tests.base.syncing import refuse_to_sync
 from train.base.errors import UserError
 from train.base.files import load_tensors, replacing, sync_folder, write_json, writing
 
@@ -78,25 +79,16 @@ def test_a_bug_in_a_write_is_not_taken_for_a_full_disk(tmp_path, error):
 
 @pytest.mark.parametrize("name", ["EINVAL", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EIO", "ENOSPC"])
 def test_only_a_folder_may_be_one_that_cannot_be_synced(tmp_path, monkeypatch, name):
-    number, whole = getattr(errno, name), os.fsync
-
-    def refuse(kind):
-        def fsync(descriptor: int) -> None:
-            if kind(os.fstat(descriptor).st_mode):
-                raise OSError(number, name)
-            whole(descriptor)
-
-        monkeypatch.setattr(os, "fsync", fsync)
-
-    refuse(stat.S_ISDIR)
+    number = getattr(errno, name)
+    refuse_to_sync(monkeypatch, stat.S_ISDIR, number)
     write_json(tmp_path / "x.json", {})
     if name in ("EIO", "ENOSPC"):
-        with pytest.raises(OSError, match=name):
+        with pytest.raises(OSError, match=os.strerror(number)):
             sync_folder(tmp_path)
     else:
         sync_folder(tmp_path)
-    refuse(stat.S_ISREG)
-    with pytest.raises(UserError, match=rf"x\.json: cannot be written \({name}\)"):
+    refuse_to_sync(monkeypatch, stat.S_ISREG, number)
+    with pytest.raises(UserError, match=rf"x\.json: cannot be written \({os.strerror(number)}\)"):
         write_json(tmp_path / "x.json", {})
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from nets.unet import UNet2DConditionModel
+from tests.base.syncing import refuse_to_sync
 from tests.engine.problem import CPU, NO_LIMIT, Problem, adamw_learner, scaler
 from tests.tiny import PATH, make_images
 from train import ldm, vae
@@ -471,34 +472,20 @@ def test_a_made_up_validation_that_is_cut_off_is_logged_once(tmp_path, monkeypat
 
 
 def test_a_place_where_nothing_can_be_saved_shows_before_the_first_step(tmp_path, monkeypatch):
-    whole_fsync = os.fsync
-
-    def broken(descriptor: int) -> None:
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EIO, "Input/output error")
-        whole_fsync(descriptor)
-
     run = Run(tmp_path)
-    monkeypatch.setattr(os, "fsync", broken)
+    refuse_to_sync(monkeypatch, stat.S_ISDIR, errno.EIO)
     with pytest.raises(UserError, match=r"step_00000000: cannot be saved \(Input/output error\); "):
         run()
     assert run.asked == []
 
 
 def test_where_folders_cannot_be_synced_a_run_saves_and_goes_on(tmp_path, monkeypatch):
-    whole_fsync = os.fsync
-
-    def fsync(descriptor: int) -> None:
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "Invalid argument")
-        whole_fsync(descriptor)
-
     def dies(number) -> None:
         if number == 5:
             raise ZeroDivisionError
 
     whole = Run(tmp_path / "a", save_interval=2)()
-    monkeypatch.setattr(os, "fsync", fsync)
+    refuse_to_sync(monkeypatch, stat.S_ISDIR, errno.EINVAL)
     with pytest.raises(ZeroDivisionError):
         Run(tmp_path / "b", before=dies, save_interval=2)()
     resumed = Run(tmp_path / "b", save_interval=2)()

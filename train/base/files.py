@@ -35,7 +35,7 @@ def writing(path: Path) -> Iterator[None]:
     """Around all that writes to `path`: UserError where that fails, in whichever library it does."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # libraries have kinds of their own, and what is none of the disk's is raised again
         reason = refusal(error)
         if isinstance(error, UserError) or not reason:
             raise
