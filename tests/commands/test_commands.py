@@ -16,8 +16,8 @@ from nets.vae import AutoencoderKL
 from tests.float64 import float64
 from tests.oracle import assert_equal_outputs, diffusers
 from tests.tiny import USERS, make_images
-from train import bench, check, evaluate, ldm, memcheck, sample, vae
-from train.base.errors import UserError
+from train import augment, bench, check, evaluate, ldm, memcheck, sample, vae
+from train.base.errors import Stopped, UserError
 from train.config.load import dump_yaml
 from train.config.schema import Config
 from train.engine import run, trainer
@@ -338,6 +338,41 @@ def test_samples_are_written_by_user_and_judged(runs, tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"\n{result['results']['held_out']['verdict']['sentence']}\n" in said
     assert "Whether the generated images help cannot be told." in (out / "report.html").read_text()
+
+
+def test_a_stopped_run_leaves_pictures_and_a_model_to_sample_from(runs, tmp_path, capsys):
+    shutil.copytree(runs / "v", tmp_path / "v")
+    path = ["--vae_path", str(tmp_path / "v/final_model")]
+    train = ["--config", TINY, "--data_dir", str(runs / "data"), "--output_dir", str(tmp_path / "l"), *path]
+    with pytest.raises(Stopped) as stopped:
+        ldm.main([*train, "--max_hours", "1e-9"])
+    checkpoint = tmp_path / "l/checkpoints/step_00000001"
+    assert f"train.sample --model {checkpoint} makes others" in str(stopped.value)
+    assert all((tmp_path / "l" / name).is_file() for name in ("samples/00000001.png", "curves.png"))
+    shutil.rmtree(tmp_path / "v")  # the run has a copy of its VAE
+    capsys.readouterr()
+    sample.main(["--model", str(checkpoint), "--num_images", "1"])
+    assert f"3 images of 3 users in {tmp_path}/l/generated/" in capsys.readouterr().out
+    augment.main(["--model", str(checkpoint), "--per_user", "1", "--guidance", "1"])
+    assert f"the data set is {tmp_path}/l/augmented/" in capsys.readouterr().out
+    with pytest.raises(UserError, match=f"no trained LDM here .did you mean {checkpoint}"):
+        sample.main(["--model", str(tmp_path / "l/final_model")])
+
+
+def test_the_last_checkpoint_samples_as_the_final_model_does(runs, tmp_path):
+    made = {}
+    for name in ("final_model", "checkpoints/step_00000008_best", "checkpoints/step_00000008"):
+        if (runs / "l" / name).is_dir():
+            sample.main(["--model", str(runs / "l" / name), "--output_dir", str(tmp_path / name)])
+            made[name] = [path.read_bytes() for path in sorted((tmp_path / name).rglob("*.png"))]
+    one, other = made.values()
+    assert one == other
+
+
+def test_a_checkpoint_without_an_ldm_is_refused_in_a_sentence(runs):
+    (checkpoint,) = (runs / "v/checkpoints").glob("step_*8*")
+    with pytest.raises(UserError, match="is no checkpoint of an LDM run"):
+        sample.main(["--model", str(checkpoint)])
 
 
 def test_as_many_images_are_made_of_everybody_as_trained(runs, tmp_path, capsys):

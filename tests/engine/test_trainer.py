@@ -70,7 +70,7 @@ class ProblemStage:
         )
         self.split = Split(train=torch.arange(6), validation=torch.arange(0), held_out=torch.arange(0))
         self.attempts, self.hashed, self.data = itertools.count(), 0, data
-        self.asked, self.validated, self.rates = [], [], []
+        self.asked, self.validated, self.shown, self.rates = [], [], [], []
 
     def draw(self, step: int, rows: Tensor) -> ProblemBatch:
         self.asked.append(step)
@@ -93,6 +93,10 @@ class ProblemStage:
     def validate(self, averaged, step: int, micro_batch: MicroBatch) -> dict[str, float]:
         self.validated.append(step)
         return {"score": self.score(step)}
+
+    def show(self, averaged, step: int, checkpoint: Path) -> str:
+        self.shown.append((step, load_latest(checkpoint.parent).step))
+        return f"shown beside {checkpoint.name}"
 
     def state(self) -> dict:
         return {"model": self.model}
@@ -504,6 +508,30 @@ def test_where_folders_cannot_be_synced_a_run_saves_and_goes_on(tmp_path, monkey
     resumed = Run(tmp_path / "b", save_interval=2)()
     assert resumed.asked == [4, 5, 6]
     assert_same_end(whole, resumed)
+
+
+@pytest.mark.parametrize("why", ["a signal", "max_hours"])
+def test_a_stop_in_order_draws_what_is_saved_and_names_it(tmp_path, why):
+    number = signal.SIGTERM if why == "a signal" else 0  # 0 only asks whether the process is there
+    run = Run(tmp_path, before=lambda _: os.kill(os.getpid(), number), max_hours=None if number else 1e-9)
+    with pytest.raises(Stopped, match="saved after step 1 of 7; start again to go on; shown beside step_00000001"):
+        run()
+    assert run.stage.shown == [(1, 1)]
+    assert (tmp_path / "curves.png").is_file()
+
+
+@pytest.mark.parametrize("wrong", [KeyboardInterrupt(), torch.OutOfMemoryError("full"), OSError("full")])
+def test_a_stop_stays_one_where_nothing_can_be_drawn(tmp_path, wrong):
+    run = Run(tmp_path, max_hours=1e-9)
+
+    def show(*_) -> str:
+        raise wrong
+
+    run.stage.show = show
+    with pytest.raises(Stopped, match="saved after step 1 of 7; start again to go on") as caught:
+        run()
+    assert caught.value.status == NOT_DONE
+    assert ("full" in str(caught.value)) == (not isinstance(wrong, KeyboardInterrupt))
 
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])

@@ -6,14 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from train.base.errors import SEE_MEMCHECK, Stopped, UserError, explaining_out_of_memory, out_of_memory
 from train.base.processes import gather, on_main
-from train.base.progress import progress
+from train.base.progress import progress, say
 from train.base.randomness import batch_rows
 from train.base.sound import what_is_wrong
 from train.base.units import gib
@@ -26,6 +27,8 @@ from train.engine.stage import Stage
 from train.engine.step import NotFinite, mean_losses
 from train.engine.stopping import Stop
 from train.runs.checkpoint import Unchanged, last_good, load_run, save_checkpoint, set_aside_later
+
+T = TypeVar("T")
 
 LOG_INTERVAL = 10  # optimizer steps
 MAX_LOST = 10  # steps in a row whose fp16 loss is not finite
@@ -147,9 +150,10 @@ class Trainer:
         is_best = (self.best.owed or self.due(self.training.sample_interval)) and self.validate()
         stopped = self.why_stop()
         if self.due(self.training.save_interval) or is_best or stopped:
-            self.save(is_best)
+            saved = self.save(is_best)
         if stopped:
-            raise Stopped(*stopped)
+            sentence, status = stopped
+            raise Stopped(f"{sentence}{self.shown(sentence, saved)}", status)
 
     def validate(self) -> bool:
         """Whether the averaged model is the best so far. Where memory for it runs out, the run saves and ends.
@@ -177,19 +181,42 @@ class Trainer:
         wrong = what_is_wrong(self.ema.model.state_dict())
         if wrong:
             raise NotFinite(wrong)
+        validate = partial(self.stage.validate, step=self.step, micro_batch=self.micro_batch)
+        return self.with_average(lambda averaged: self.stop.unless_asked(partial(validate, averaged)))
+
+    def with_average(self, work: Callable[[nn.Module], T]) -> T:
+        """What `work` makes of the averaged model."""
         sentence = f"out of memory while validating and drawing: {{}}; {SEE_MEMCHECK}"
         with explaining_out_of_memory(sentence), self.ema.averaged(self.stage.model) as averaged:
-            return self.stop.unless_asked(lambda: self.stage.validate(averaged, self.step, self.micro_batch))
+            return work(averaged)
 
-    def save(self, is_best: bool) -> None:
+    def shown(self, sentence: str, checkpoint: Path) -> str:
+        """Draw curves and pictures of what there is so far; where they are, as the end of the `sentence`.
+
+        All is saved by now: what goes wrong here is said, and a second Ctrl-C leaves the rest out.
+        """
+        say(f"{sentence}; drawing what the model does so far", sys.stderr)
+
+        def show(averaged: nn.Module) -> str:
+            self.run_log.save_curves(self.stage.title, self.stage.curves)
+            return self.stage.show(averaged, self.step, checkpoint)
+
+        try:
+            return f"; {on_main(partial(self.with_average, show))}"
+        except (UserError, OSError) as error:
+            return f"; not drawn: {error}"
+        except KeyboardInterrupt:
+            return ""
+
+    def save(self, is_best: bool) -> Path:
         with self.speed.paused():
             state = {name: part.state_dict() for name, part in self.state().items()}
 
-            def save() -> None:
+            def save() -> Path:
                 self.require_sound(state)
-                save_checkpoint(self.checkpoints, self.step, state, self.training.keep_checkpoints, is_best)
+                return save_checkpoint(self.checkpoints, self.step, state, self.training.keep_checkpoints, is_best)
 
-            on_main(save)
+            return on_main(save)
 
     def require_sound(self, state: dict) -> None:
         """UserError where the steps so far have spoilt a weight or a moment: that must not be kept as good."""

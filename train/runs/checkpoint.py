@@ -87,15 +87,20 @@ def load_latest(folder: Path) -> Checkpoint | None:
     checkpoints = list_checkpoints(folder)
     for path in reversed(checkpoints):
         try:
-            _require_whole(path)
-            loaded = load_tensors(path / STATE)
-            known = isinstance(loaded.get("step"), int) and isinstance(loaded.get("state"), dict)
-            require(known, f"{path / STATE}: is not a checkpoint of a run")
-            return Checkpoint(path, loaded["step"], loaded["state"])
+            return read_checkpoint(path)
         except (UserError, OSError) as error:
             print(f"checkpoint passed over: {error}", file=sys.stderr)
     require(not checkpoints, f"{folder}: no checkpoint in it is whole; remove it to start from the beginning")
     return None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """UserError where it is damaged."""
+    _require_whole(path)
+    loaded = load_tensors(path / STATE)
+    known = isinstance(loaded.get("step"), int) and isinstance(loaded.get("state"), dict)
+    require(known, f"{path / STATE}: is not a checkpoint of a run")
+    return Checkpoint(path, loaded["step"], loaded["state"])
 
 
 def set_aside_later(folder: Path, step: int) -> None:

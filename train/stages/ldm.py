@@ -16,9 +16,7 @@ from torch import Tensor, nn
 from diffusion.loss import Draws, diffusion_loss, draw
 from diffusion.schedule import ScheduleConfig, make_schedule
 from nets.checkpointing import set_checkpointing
-from nets.condition import UserConditionEncoder
 from nets.denoiser import UserDenoiser
-from nets.unet import UNet2DConditionModel
 from nets.vae import AutoencoderKL
 from train.base.errors import require
 from train.base.files import tensors_hash
@@ -35,10 +33,11 @@ from train.engine.log import METRICS, read_lines
 from train.engine.micro_batch import MicroBatch
 from train.engine.stage import VALIDATION_IMAGES, Stage
 from train.engine.step import make_learner
-from train.runs import final_model
+from train.runs import final_model, so_far
 from train.runs.checkpoint import Stateful
 from train.runs.folder import SPLIT, shared_split
 from train.runs.pictures import PICTURE_BATCH, user_comparison
+from train.runs.so_far import make_denoiser
 from train.stages import memorising
 from train.stages.copies import Originals
 from train.stages.generate import generate
@@ -103,7 +102,8 @@ class LDMStage(Stage):
         self.split = on_main(choose)
 
     def begin(self, folder: Path) -> None:
-        """Encode every image of the training recordings, if the config says so."""
+        """Keep the VAE with the run; encode every image of the training recordings, if the config says so."""
+        on_main(lambda: so_far.keep(folder, self.vae, self.data.user_names))
         if self.config.latents.cache_latents:
             rows = self.split.training
             moments = cached_moments(self.vae, self.data, rows, folder / "latent_cache", self.device)
@@ -149,7 +149,7 @@ class LDMStage(Stage):
 
     def validate(self, averaged: UserDenoiser, step: int, micro_batch: MicroBatch) -> dict[str, float]:
         """Losses on validation images and on as many training images, and the share of samples that are copies."""
-        copies = self.write_samples(averaged, self.folder / f"samples/{step:08d}.png")
+        copies = self.write_samples(averaged, self.samples_of(step))
         while (losses := micro_batch.attempt(self.validation_losses, averaged, micro_batch.size)) is None:
             micro_batch.halve()
         metrics = {**losses, "copies": copies}
@@ -186,6 +186,13 @@ class LDMStage(Stage):
         rows, asked_for = self.split.training, torch.tensor([user for user, _ in wanted])
         save_picture(user_comparison(data, rows, images, asked_for, SAMPLED_USERS, SAMPLES_PER_USER), path)
         return float(self.originals.find_copies(images, asked_for).accused.float().mean())
+
+    def show(self, averaged: UserDenoiser, step: int, checkpoint: Path) -> str:
+        self.write_samples(averaged, self.samples_of(step))
+        return f"samples in {self.samples_of(step)}, and python -m train.sample --model {checkpoint} makes others"
+
+    def samples_of(self, step: int) -> Path:
+        return self.folder / f"samples/{step:08d}.png"
 
     @property
     def sampled_users(self) -> Tensor:
@@ -235,11 +242,6 @@ class LDMStage(Stage):
 
 def vae_folder(config: Config) -> Path:
     return Path(config.latents.vae_path or Path(config.vae_training.output_dir) / final_model.NAME)
-
-
-def make_denoiser(config: Config, num_users: int) -> UserDenoiser:
-    unet = UNet2DConditionModel(replace(config.unet, sample_size=config.latent_side))
-    return UserDenoiser(unet, UserConditionEncoder(replace(config.user_encoder, num_users=num_users)))
 
 
 def require_users(config: Config, data: UserImages) -> None:
