@@ -15,7 +15,7 @@ from nets.unet import UNet2DConditionModel
 from nets.vae import AutoencoderKL
 from tests.float64 import float64
 from tests.oracle import assert_equal_outputs, diffusers
-from tests.tiny import USERS, make_images
+from tests.tiny import USERS, make_images, tiny, tiny_vae
 from train import augment, bench, check, evaluate, ldm, memcheck, sample, vae
 from train.base.errors import Stopped, UserError
 from train.config.load import dump_yaml
@@ -229,6 +229,27 @@ def test_a_run_does_not_go_on_with_another_vae_or_other_images(runs, tmp_path):
     with pytest.raises(UserError, match="the data is not what this run began with"):
         ldm.main(flags(runs, "l2", "--vae_path", str(runs / "v/final_model"), "--data_dir", str(repainted)))
     assert (runs / "l2/final_model/unet/config.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("what", ["trained on", "other channels", "gone"])
+def test_a_run_goes_on_with_its_copy_of_a_vae_that_has_changed(runs, tmp_path, what):
+    shutil.copytree(runs / "v/final_model", tmp_path / "v")
+    train = ["--config", TINY, "--data_dir", str(runs / "data"), "--output_dir", str(tmp_path / "l"), "--vae_path"]
+    with pytest.raises(Stopped):
+        ldm.main([*train, str(tmp_path / "v"), "--max_hours", "1e-9"])
+    shutil.rmtree(tmp_path / "v")
+    if what == "trained on":
+        changed = model_folder.load(runs / "v/final_model")
+        changed.decoder.conv_out.bias.data += 0.1
+        model_folder.save(changed, tmp_path / "v")
+    elif what == "other channels":
+        model_folder.save(tiny_vae(tiny("vae.latent_channels=8")), tmp_path / "v")
+    with pytest.raises(UserError) as refused:
+        ldm.main([*train, str(tmp_path / "v")])
+    copy = tmp_path / "l/begun_with/vae"
+    assert str(copy) in str(refused.value)
+    ldm.main([*train, str(copy), "--sample_interval", "5"])
+    assert_same_weights(tmp_path / "l/final_model/unet", runs / "l/final_model/unet")
 
 
 @pytest.mark.parametrize("what", ["another VAE", "another scale", "fewer epochs", "fewer steps", "a full disk"])

@@ -106,6 +106,10 @@ class ProblemStage:
         return {"data": self.data}
 
 
+    def instead(self) -> dict[str, str]:
+        return {}
+
+
 class Run:
     """A small training of `total` steps, started in `folder` or going on there."""
 

@@ -99,3 +99,7 @@ class Stage(Protocol):
 
     def inputs(self) -> dict[str, str]:
         """Hashes of what the run learns from; resuming with others is an error."""
+
+    def instead(self) -> dict[str, str]:
+        """What to do, by the name of an input, where another one is given than the run began with."""
+        return {}

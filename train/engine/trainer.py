@@ -49,7 +49,7 @@ class Trainer:
         self.step = 0
         self.ema = EMA(stage.model, self.training.ema_decay, self.training.ema_on_cpu)
         self.best = Best(stage.metric, stage.better)
-        self.inputs = Unchanged(**stage.inputs())
+        self.inputs = Unchanged(stage.inputs(), stage.instead())
         self.overflows = Overflows()
         self.checkpoints = Path(self.training.output_dir) / "checkpoints"
 

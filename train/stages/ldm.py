@@ -4,8 +4,8 @@ Shapes: B batch, Z h w latents, L context tokens, D their width.
 """
 
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from diffusion.schedule import ScheduleConfig, make_schedule
 from nets.checkpointing import set_checkpointing
 from nets.denoiser import UserDenoiser
 from nets.vae import AutoencoderKL
-from train.base.errors import require
+from train.base.errors import UserError, require
 from train.base.files import tensors_hash
 from train.base.processes import on_main
 from train.base.progress import say
@@ -70,7 +70,8 @@ class LDMStage(Stage):
 
     @classmethod
     def open(cls, config: Config) -> "LDMStage":
-        vae = final_model.load_frozen_vae(vae_folder(config), config)
+        with naming_the_own_vae(config):
+            vae = final_model.load_frozen_vae(vae_folder(config), config)
         warn_of_vanishing_signal(config.schedule)
         data = load_images(config.data)
         require_users(config, data)
@@ -96,7 +97,8 @@ class LDMStage(Stage):
         def choose() -> Split:
             of_vae = final_model.split_path(vae_folder(self.config))
             split = shared_split(self.data, self.config.data, folder / SPLIT, of_vae)
-            require_sane_latents(self.vae, self.data, split.train, self.device)
+            with naming_the_own_vae(self.config):
+                require_sane_latents(self.vae, self.data, split.train, self.device)
             return split
 
         self.split = on_main(choose)
@@ -239,9 +241,33 @@ class LDMStage(Stage):
         scale = repr(self.vae.config.scaling_factor)
         return {"VAE": tensors_hash(self.vae.state_dict().values(), scale), "data": fingerprint(self.data, self.split)}
 
+    def instead(self) -> dict[str, str]:
+        own = own_vae(self.config)
+        return {"VAE": f"give {own}, its copy, as --vae_path"} if own else {}
+
 
 def vae_folder(config: Config) -> Path:
     return Path(config.latents.vae_path or Path(config.vae_training.output_dir) / final_model.NAME)
+
+
+def own_vae(config: Config) -> Path | None:
+    """The copy of its VAE that the run in the config's output_dir has, unless that is what is given."""
+    run = Path(config.ldm_training.output_dir)
+    copies = [so_far.own_vae(run), run / final_model.NAME / "vae"]  # the second also in runs of before
+    there = (copy for copy in copies if copy.is_dir() and copy.resolve() != vae_folder(config).resolve())
+    return next(there, None)
+
+
+@contextmanager
+def naming_the_own_vae(config: Config) -> Iterator[None]:
+    """While entered, a VAE that does not fit is an error that says where the run's own one is."""
+    try:
+        yield
+    except UserError as error:
+        own = own_vae(config)
+        if not own:
+            raise
+        raise UserError(f"{error} (the run's copy of the VAE that it began with is {own})") from error
 
 
 def require_users(config: Config, data: UserImages) -> None:
