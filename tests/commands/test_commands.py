@@ -97,9 +97,10 @@ def test_check_says_yes_to_what_fits_and_no_to_what_does_not(runs, capsys):
     said = capsys.readouterr().out
     assert "FAIL  VAE" in said
     assert [line for line in said.splitlines() if line.startswith("skip")] == [
-        f"skip  {name}: needs what failed above" for name in ("latents", "models", "training step", "disk")
+        f"skip  {name}: needs what failed above"
+        for name in ("latents", "models", "training step", "disk", "checkpoint")
     ]
-    assert said.endswith("1 of 9 failed: VAE; 4 skipped\n")
+    assert said.endswith("1 of 11 failed: VAE; 5 skipped\n")
     assert not (runs / "new").exists()
 
 
@@ -108,7 +109,32 @@ def test_check_says_in_a_line_that_memory_runs_out_in_a_step(runs, capsys):
     assert check.main(flags(runs, "new", *batch)) == 1
     said = capsys.readouterr().out
     assert "FAIL  training step: out of memory: " in said
-    assert said.endswith("1 of 9 failed: training step\n")
+    assert said.endswith("1 of 11 failed: training step\n")
+
+
+def test_check_says_no_to_what_the_training_of_the_run_refuses(runs, tmp_path, capsys):
+    """And in its words: of the run that is in the folder already."""
+    shutil.copytree(runs / "l", tmp_path / "l")
+    other = model_folder.load(runs / "v/final_model")
+    other.decoder.conv_out.bias.data += 0.1
+    model_folder.save(other, tmp_path / "other")
+    run = ["--config", TINY, "--data_dir", str(runs / "data"), "--output_dir", str(tmp_path / "l")]
+    usual = [*run, "--vae_path", str(runs / "v/final_model")]
+    assert check.main(usual) == 0
+    assert "goes on after step 8 of 8" in capsys.readouterr().out
+    for words in (
+        [*usual, "--set", "unet.channels=[8, 8]"], [*run, "--vae_path", str(tmp_path / "other")],
+        [*usual, "--num_epochs", "1"], [*usual, "--output_dir", str(runs / "v")],
+    ):  # fmt: skip
+        before = contents(tmp_path / "l")
+        with pytest.raises(UserError) as refused:
+            ldm.main(words)
+        capsys.readouterr()
+        assert check.main(words) == 1
+        assert str(refused.value) in capsys.readouterr().out
+        assert contents(tmp_path / "l") == before
+    with locked(tmp_path / "l"):
+        assert check.main(usual) == 1
 
 
 def test_cached_and_uncached_latents_train_the_same_unet(runs):

@@ -70,8 +70,7 @@ class LDMStage(Stage):
 
     @classmethod
     def open(cls, config: Config) -> "LDMStage":
-        with naming_the_own_vae(config):
-            vae = final_model.load_frozen_vae(vae_folder(config), config)
+        vae = open_vae(config)
         warn_of_vanishing_signal(config.schedule)
         data = load_images(config.data)
         require_users(config, data)
@@ -95,8 +94,7 @@ class LDMStage(Stage):
 
     def choose_split(self, folder: Path) -> None:
         def choose() -> Split:
-            of_vae = final_model.split_path(vae_folder(self.config))
-            split = shared_split(self.data, self.config.data, folder / SPLIT, of_vae)
+            split = split_for(self.config, self.data)
             with naming_the_own_vae(self.config):
                 require_sane_latents(self.vae, self.data, split.train, self.device)
             return split
@@ -248,6 +246,17 @@ class LDMStage(Stage):
 
 def vae_folder(config: Config) -> Path:
     return Path(config.latents.vae_path or Path(config.vae_training.output_dir) / final_model.NAME)
+
+
+def open_vae(config: Config) -> AutoencoderKL:
+    with naming_the_own_vae(config):
+        return final_model.load_frozen_vae(vae_folder(config), config)
+
+
+def split_for(config: Config, data: UserImages) -> Split:
+    """The split of the run in the config's output_dir, else that of the VAE as far as it knows the images."""
+    own = Path(config.ldm_training.output_dir) / SPLIT
+    return shared_split(data, config.data, own, final_model.split_path(vae_folder(config)))
 
 
 def own_vae(config: Config) -> Path | None:
