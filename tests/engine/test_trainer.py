@@ -584,6 +584,20 @@ def test_a_signal_in_the_last_step_stops_the_run_too(tmp_path):
         Run(tmp_path, before=lambda at: os.kill(os.getpid(), signal.SIGTERM) if at == 6 else None)()
 
 
+def test_steps_that_take_long_are_saved_by_time(tmp_path, monkeypatch):
+    def dies(step: int) -> None:
+        if step == 5:
+            raise ZeroDivisionError
+
+    whole = Run(tmp_path / "a")()
+    monkeypatch.setattr(trainer_module, "SAVE_SECONDS", -1)
+    with pytest.raises(ZeroDivisionError):
+        Run(tmp_path / "b", before=dies)()
+    resumed = Run(tmp_path / "b")()
+    assert resumed.asked == [5, 6]
+    assert_same_end(whole, resumed)
+
+
 @pytest.mark.parametrize("hours", [0.0, -1.0, math.nan])
 def test_a_run_of_no_hours_is_refused(hours):
     with pytest.raises(UserError, match="max_hours must be positive"):

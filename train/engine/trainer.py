@@ -2,6 +2,7 @@
 
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -31,6 +32,7 @@ from train.runs.checkpoint import Unchanged, last_good, load_run, save_checkpoin
 T = TypeVar("T")
 
 LOG_INTERVAL = 10  # optimizer steps
+SAVE_SECONDS = 600  # after which a checkpoint is due, however few steps were taken
 MAX_LOST = 10  # steps in a row whose fp16 loss is not finite
 MAX_SKIPPED = 20  # steps in a row that fp16 overflow may skip: the loss scale has then fallen a million-fold
 TO_TRY = (
@@ -107,6 +109,7 @@ class Trainer:
         again = self.stage.metric if self.best.owed else None
         self.run_log = RunLog(Path(self.training.output_dir), self.step, again)
         self.speed, self.stop = Speed(), Stop(self.training.max_hours)  # their time begins now
+        self.saved_at = time.monotonic()
         try:
             with (
                 self.stop.listening(),
@@ -148,8 +151,8 @@ class Trainer:
     def finish_step(self) -> None:
         """Validate, save and stop, where one of them is due."""
         is_best = (self.best.owed or self.due(self.training.sample_interval)) and self.validate()
-        stopped = self.why_stop()
-        if self.due(self.training.save_interval) or is_best or stopped:
+        stopped, late = self.why_stop()
+        if self.due(self.training.save_interval) or is_best or stopped or late:
             saved = self.save(is_best)
         if stopped:
             sentence, status = stopped
@@ -216,7 +219,9 @@ class Trainer:
                 self.require_sound(state)
                 return save_checkpoint(self.checkpoints, self.step, state, self.training.keep_checkpoints, is_best)
 
-            return on_main(save)
+            target = on_main(save)
+        self.saved_at = time.monotonic()
+        return target
 
     def require_sound(self, state: dict) -> None:
         """UserError where the steps so far have spoilt a weight or a moment: that must not be kept as good."""
@@ -228,13 +233,17 @@ class Trainer:
         after = f"{self.stage.title}: after step {self.step}: {what}"
         return UserError(f"{after}; that is not saved: {last_good(self.checkpoints)}; {TO_TRY}")
 
-    def why_stop(self) -> tuple[str, int] | None:
-        """The sentence and the exit status with which to stop now: any process's, in all of them."""
+    def why_stop(self) -> tuple[tuple[str, int] | None, bool]:
+        """The sentence and the exit status with which to stop now, and whether the last save is long ago.
+
+        The former are any process's, the latter the first one's, in all of them.
+        """
+        late = time.monotonic() - self.saved_at > SAVE_SECONDS
         with self.speed.paused():  # for the slowest process
-            reasons = gather(self.stop.reason(self.step == self.total_steps))
+            reasons, lates = zip(*gather((self.stop.reason(self.step == self.total_steps), late)), strict=True)
         reason = next(filter(None, reasons), None)
         saved = f"saved after step {self.step} of {self.total_steps}; start again to go on"
-        return reason and (f"{self.stage.title}: {reason[0]}: {saved}", reason[1])
+        return reason and (f"{self.stage.title}: {reason[0]}: {saved}", reason[1]), lates[0]
 
 
 class Best:
