@@ -17,6 +17,10 @@ Prediction = Literal["noise", "x0", "velocity"]
 Spacing = Literal["leading", "trailing", "linspace"]
 
 
+# Of alpha-bar: less is lost in float32, in which images are noised, and x0 and noise are told apart.
+LEAST_NOISE, LEAST_SIGNAL = 1e-9, 1e-60
+
+
 def require_choice(name: str, value: str, literal: object) -> None:
     """Raise ValueError unless `value` is one of the values of a Literal."""
     if value not in get_args(literal):
@@ -53,6 +57,12 @@ class ScheduleConfig:
             raise ValueError(
                 "noise prediction with zero_terminal_snr makes x0 0/0 at the last timestep; "
                 "predict velocity or x0 instead"
+            )
+        most, least = _ends(self)
+        if not (most < 1 - LEAST_NOISE and least > LEAST_SIGNAL):
+            raise ValueError(
+                f"beta_start {start}, beta_end {end} and num_train_timesteps {self.num_train_timesteps} make alpha-bar "
+                f"fall from {most:.3g} to {least:.3g}; it must start below 1 and end above 0 by more than rounding"
             )
 
 
@@ -139,6 +149,12 @@ def _betas(config: ScheduleConfig) -> Tensor:
     u = torch.arange(T + 1, dtype=torch.float64) / T
     f = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
     return (1 - f[1:] / f[:-1]).clamp(max=0.999)
+
+
+def _ends(config: ScheduleConfig) -> tuple[float, float]:
+    """alpha-bar at the first and at the last timestep, before any rescaling."""
+    alphas_cumprod = torch.cumprod(1 - _betas(config), dim=0)
+    return float(alphas_cumprod[0]), float(alphas_cumprod[-1])
 
 
 def timesteps(num_train_timesteps: int, steps: int, spacing: Spacing) -> list[int]:

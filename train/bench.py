@@ -37,7 +37,7 @@ class Theirs(nn.Module):
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = cli.make_parser("bench", __doc__.splitlines()[0], "ldm")
+    parser = cli.make_parser("bench", __doc__, "ldm")
     config = cli.read_config(parser.parse_args(argv), "ldm")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # download nothing
     diffusers = optional("diffusers", "diffusers")

@@ -55,7 +55,7 @@ class Checks:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = cli.make_parser("check", __doc__.splitlines()[0], "ldm")
+    parser = cli.make_parser("check", __doc__, "ldm")
     config = cli.read_config(parser.parse_args(argv), "ldm")
     check = Checks()
     # All that can be checked without data was checked when the config was read.

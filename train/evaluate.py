@@ -23,14 +23,13 @@ from train.runs.so_far import run_of
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = cli.make_parser("evaluate", __doc__.splitlines()[0], "ldm")
+    parser = cli.make_parser("evaluate", __doc__, "ldm")
     parser.add_argument("--model", type=cli.a_path, required=True, help="final_model or checkpoint of an LDM run")
     parser.add_argument("--images", type=cli.a_path,
                         help="folder of images by user (default: the one train.sample makes)")  # fmt: skip
     parser.add_argument("--test_dir", "--test-dir", type=cli.a_path, help="real images of other conditions, by user")
     parser.add_argument("--quick", action="store_true", help="fewer arms and seeds")
-    parser.add_argument("--seed", type=int, default=SEED,
-                        help="of the judges: other weights to begin with, another order of the images")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=SEED, help="of the judges and what they learn from")
     args = parser.parse_args(argv)
     require(args.seed >= 0, f"--seed {args.seed}: must be at least 0")
     names = trained_users(args.model)

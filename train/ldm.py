@@ -11,7 +11,7 @@ from train.stages.ldm import LDMStage
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = cli.make_parser("ldm", __doc__.splitlines()[0], "ldm")
+    parser = cli.make_parser("ldm", __doc__, "ldm")
     config = cli.read_config(parser.parse_args(argv), "ldm")
     train_stage(LDMStage, config, plan_micro_batch, watch_memory)
 

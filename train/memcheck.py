@@ -29,7 +29,7 @@ MOST_RANKS = 1024  # more is a typing error, and each rank would draw noise for 
 
 def main(argv: list[str] | None = None) -> None:
     known = ", ".join(gpu.name for gpu in GPUS)
-    parser = cli.make_parser("memcheck", __doc__.splitlines()[0], "ldm")
+    parser = cli.make_parser("memcheck", __doc__, "ldm")
     parser.add_argument("--stage", choices=("vae", "ldm", "sample"), default="ldm", help="what is to run")
     parser.add_argument("--users", type=int, default=31, help="number of users, where the config says none")
     parser.add_argument("--gpu", help=f"look at one card, and trace its largest batches themselves: {known}")

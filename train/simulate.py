@@ -10,7 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from train.base.errors import UserError, require
+from train.base.errors import require
+from train.base.files import writing
 from train.base.folders import INCOMPLETE
 from train.base.progress import progress
 from train.config import cli
@@ -20,7 +21,7 @@ from train.runs.folder import LOCK, is_free, locked
 
 def main(argv: list[str] | None = None) -> None:
     """Writes ID1/rec01_00.png, ...: user, recording, picture. They are to be split by recording."""
-    parser = cli.Parser("simulate", __doc__.splitlines()[0])
+    parser = cli.Parser("simulate", __doc__)
     parser.add_argument("--output_dir", "--output-dir", type=cli.a_path, required=True,
                         help="a new or an empty folder, which gets a folder of pictures per person")
     parser.add_argument("--users", type=int, default=31, help="people: ID1, ID2, ...")
@@ -42,7 +43,9 @@ def main(argv: list[str] | None = None) -> None:
     filled = output.exists()
     part = output / INCOMPLETE if filled else output.with_name(f".{output.name}.part")
     require(is_free(output), _taken(args.output_dir))
-    with locked(part, "simulating"):
+    with writing(args.output_dir):
+        part.mkdir(parents=True, exist_ok=True)
+    with writing(args.output_dir), locked(part, "simulating"):
         require(is_free(output), _taken(args.output_dir))  # by another process meanwhile
         try:
             for left in users(part):  # by a process that was killed
@@ -58,8 +61,6 @@ def main(argv: list[str] | None = None) -> None:
             else:
                 part.rename(output)
                 (output / LOCK).unlink()
-        except OSError as error:
-            raise UserError(f"{args.output_dir}: cannot be made ({error.strerror or error})") from None
         finally:
             shutil.rmtree(part, ignore_errors=True)
 

@@ -12,7 +12,7 @@ from train.memory.verify import watch_memory
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = cli.make_parser("vae", __doc__.splitlines()[0], "vae")
+    parser = cli.make_parser("vae", __doc__, "vae")
     config = cli.read_config(parser.parse_args(argv), "vae")
     train_stage(JudgedVAEStage, config, plan_micro_batch, watch_memory)
 

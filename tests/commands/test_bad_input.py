@@ -96,6 +96,8 @@ def trained(tmp_path_factory) -> Path:
         for line in (VAE.replace("new", "v"), LDM.replace("new", "l"), made):
             command, *arguments = shlex.split(line)
             COMMANDS[command].main([*arguments, *(["--num_epochs", "1"] if command != "sample" else [])])
+        for first in folder.glob("*/checkpoints/step_00000000"):  # longer runs no longer have it
+            shutil.rmtree(first)
     return folder
 
 
@@ -206,6 +208,8 @@ CONFIGS = {
         "mine.yaml, line 2: section schedule: noise prediction with zero_terminal_snr ...; predict velocity ...",
     "schedule: {beta_start: 0.5, beta_end: 0.1}":
         "mine.yaml, line 2: section schedule: betas are 0.5 and 0.1; they must be 0 < beta_start <= beta_end < 1",
+    "schedule: {beta_start: 1e-300, beta_end: 1e-300}":
+        "mine.yaml, line 2...: section schedule: beta_start 1e-300, ...by more than rounding",
     "schedule: {num_train_timesteps: 1000000000000}":
         "mine.yaml, line 2: section schedule: num_train_timesteps is 1000000000000; it must be from 1 to 1000000",
     "sampling: {steps: 2000}":
@@ -398,6 +402,13 @@ def weights(folder: str, change: Callable[[dict], object]) -> None:
     torch.save(state, Path(folder) / "diffusion_pytorch_model.bin")
 
 
+def constant(state: dict) -> None:
+    """Weights of a VAE that makes the same of every image."""
+    for tensor in state.values():
+        tensor.zero_()
+    state["quant_conv.bias"][4:] = -30
+
+
 def latest(run: str) -> Path:
     """The newest checkpoint of a run."""
     return max(Path(run, "checkpoints").iterdir())
@@ -420,6 +431,21 @@ BIN = "diffusion_pytorch_model.bin"
 TENSORS = "diffusion_pytorch_model.safetensors"
 V, L = "v/final_model", "l/final_model"
 MODELS = {
+    "an output that is a circle of links": (lambda: Path("loop").symlink_to("loop"), VAE.replace("new", "loop"),
+        "loop: is not empty and not the folder of a vae run; use another output_dir"),
+    "an output within a circle of links": (lambda: Path("loop").symlink_to("loop"), VAE.replace("new", "loop/x"),
+        "loop/x: cannot be written (...)"),
+    "images into a circle of links": (lambda: Path("loop").symlink_to("loop"), SAMPLE.replace("new", "loop"),
+        "loop: is not an empty folder, nor one of generated images; give another --output_dir"),
+    "images from a circle of links": (lambda: Path("loop").symlink_to("loop"), EVALUATE.replace("l/generated", "loop"),
+        "loop: holds no image of a user of l/final_model; ..."),
+    "data in a circle of links": (lambda: Path("loop").symlink_to("loop"), VAE.replace("data --o", "loop --o"),
+        "loop: no such folder; data.dir is what holds a folder of images per user"),
+    "a VAE of constant latents": (lambda: weights(V, constant), LDM,
+        "the VAE turns all images into the same latents, and so has learned nothing; train another"),
+    "a schedule without noise": (
+        lambda: edit(f"{L}/scheduler/scheduler_config.json", beta_start=1e-300, beta_end=1e-300), SAMPLE,
+        "l/final_model/scheduler/scheduler_config.json: beta_start 1e-300, ...by more than rounding"),
     "no VAE": (lambda: shutil.rmtree(V), LDM, "v/final_model: there is no VAE here...give its folder as --vae_path"),
     "the run's folder for its model's": (lambda: None, LDM.replace(V, "v"),
         "v/config.json: there is no such file (did you mean v/final_model?)"),
@@ -658,7 +684,7 @@ LINES = {
     "memcheck --config tiny.yaml --csv tiny.yaml/new": "tiny.yaml/new: Not a directory",
     "simulate": "the following arguments are required: --output_dir/--output-dir",
     "simulate --output_dir data": "data: is not an empty folder; delete it or name another --output_dir",
-    "simulate --output_dir tiny.yaml/new --users 1": "tiny.yaml/new: cannot be made (Not a directory)",
+    "simulate --output_dir tiny.yaml/new --users 1": "tiny.yaml/new: cannot be written (Not a directory)",
     "simulate --output_dir new --users 0": "--users 0: must be at least 1",
     "simulate --output_dir new --condition drunk": "argument --condition: invalid choice: 'drunk' ...",
     "simulate --output_dir new --seed -1": "--seed -1: must be at least 0",
@@ -685,6 +711,16 @@ def test_a_process_of_its_own_says_the_same(world, line):
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
     assert says(done.stderr, f"error: {LINES[line]}\n")
+
+
+def test_python_without_docstrings_or_letters_says_the_same(world):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONOPTIMIZE": "2", "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-m", "train.sample", *shlex.split(SAMPLE)[1:], "--users", "José"],
+        env=environment, capture_output=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.startswith(rb"error: --users 'Jos\xe9': not a user of this model; it knows ID1")
 
 
 @pytest.mark.parametrize("more", ["--seed {}", "--users {}", "--set seed={}", "--{}", "--output_dir {}", "--steps {}"])

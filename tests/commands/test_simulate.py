@@ -133,7 +133,7 @@ def test_a_full_disk_is_answered_with_the_name_of_the_folder(tmp_path, monkeypat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", fail)
-    with pytest.raises(UserError, match=r"data: cannot be made \(No space left on device\)"):
+    with pytest.raises(UserError, match=r"data: cannot be written \(No space left on device\)"):
         simulate.main(["--output_dir", str(tmp_path / "data"), "--users", "1", "--images_per_user", "1"])
     assert list(tmp_path.iterdir()) == []
 

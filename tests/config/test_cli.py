@@ -237,17 +237,17 @@ def every_flag(name: str) -> list[argparse.Action]:
     """Those of `python -m train.NAME`."""
     shown = []
 
-    class Shown(Exception):
+    class ShownError(Exception):
         pass
 
     def show(parser, *_):
         shown.extend(parser._actions)
-        raise Shown
+        raise ShownError
 
     main = importlib.import_module(f"train.{name}").main
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli.Parser, "parse_args", show)
-        with pytest.raises(Shown):
+        with pytest.raises(ShownError):
             main([])
     return shown
 
@@ -313,3 +313,14 @@ def test_a_closed_pipe_ends_a_command_without_a_message(letters):
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait() == 1
+
+
+def test_a_console_that_is_closed_or_lacks_letters_can_be_printed_to(monkeypatch):
+    bytes_written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(bytes_written, encoding="ascii"))
+    monkeypatch.setattr(sys, "stderr", None)
+    cli.make_printable()
+    print("José", flush=True)
+    print("nowhere", file=sys.stderr, flush=True)
+    assert bytes_written.getvalue() == b"Jos\\xe9\n"
+    sys.stderr.close()

@@ -268,3 +268,16 @@ def test_changing_the_cached_tensor_does_not_change_its_file(tmp_path, vae):
     assert torch.equal(cached_moments(vae, data, torch.arange(len(data)), tmp_path, CPU), before)
     (path,) = tmp_path.iterdir()
     assert np.array_equal(np.load(path), before.numpy())
+
+
+def test_a_vae_of_constant_latents_is_refused():
+    """Their deviation is 0, or by rounding the root of a negative number."""
+    config, data = tiny(), tiny_images()
+    for mean in (0.0, 0.1, 1e3):
+        vae = tiny_vae(config)
+        with torch.no_grad():
+            for parameter in vae.parameters():
+                parameter.zero_()
+            vae.quant_conv.bias.copy_(torch.tensor([mean] * 4 + [-30.0] * 4))
+        with pytest.raises(UserError, match="turns all images into the same latents"):
+            measure_scaling(vae, data, torch.arange(len(data)), torch.device("cpu"))

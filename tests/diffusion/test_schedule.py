@@ -232,3 +232,24 @@ def test_conditions_drop_with_their_probability(probability, low, high):
     dropped = drop_condition(20_000, probability, seeded(0))
     assert dropped.dtype == torch.bool
     assert low <= dropped.float().mean() <= high
+
+
+@pytest.mark.parametrize("kind", ["linear", "scaled_linear"])
+@pytest.mark.parametrize(
+    ("T", "start", "end"),
+    [(1000, 1e-300, 1e-300), (1000, 1e-12, 0.02), (1, 1e-17, 0.5), (1000, 0.5, 0.999), (10**6, 1e-4, 0.02)],
+)
+def test_a_schedule_without_noise_or_signal_is_refused(kind, T, start, end):
+    with pytest.raises(ValueError, match="it must start below 1 and end above 0 by more than rounding"):
+        ScheduleConfig(kind, T, start, end)
+
+
+@pytest.mark.parametrize("kind", ["linear", "scaled_linear", "cosine"])
+@pytest.mark.parametrize(
+    ("T", "start", "end"), [(1, 1e-8, 1e-8), (1000, 1e-8, 1e-8), (1000, 1e-4, 0.2), (40, 0.5, 0.999)]
+)
+def test_what_a_schedule_may_be_has_finite_tables(kind, T, start, end):
+    schedule = make_schedule(ScheduleConfig(kind, T, start, end))
+    for table in (schedule.alpha, schedule.sigma):
+        assert (1 / table.float()).isfinite().all()
+    assert schedule.log_snr.isfinite().all()

@@ -234,12 +234,13 @@ def before_each_step(call: Callable[[], None]):
 
 
 def stopped_run(arguments: list[str]) -> None:
-    """An LDM run that ends after its first checkpoint."""
+    """An LDM run that ends after its first checkpoint of a step."""
     saved: list = []
 
-    def save(*args) -> None:
-        save_checkpoint(*args)
-        saved.append(args)
+    def save(folder: Path, step: int, *args) -> None:
+        save_checkpoint(folder, step, *args)
+        if step > 0:
+            saved.append(step)
 
     def end() -> None:
         if any(processes.gather(bool(saved))):

@@ -20,7 +20,7 @@ def test_no_lever_raises_the_peak_by_more_than_one_mib():
 
 
 def test_the_set_that_fits_is_no_larger_than_it_must_be():
-    scenario = Scenario(config_of("light"), validates=False).with_training(batch_size=64)
+    scenario = Scenario(config_of("light"), validates=False).with_training(batch_size=64, lean_activations=False)
     pulled = cheapest_that_fits(scenario, SMALL_GPU)
     by_name = {lever.name: lever for lever in levers(scenario)}
 
@@ -38,11 +38,11 @@ def test_the_set_that_fits_is_no_larger_than_it_must_be():
 
 def test_a_micro_batch_that_fits_is_no_smaller_than_it_must_be():
     scenario = Scenario(config_of("light"), validates=False).with_training(
-        batch_size=200, gradient_accumulation_steps=1, mixed_precision="fp16"
+        batch_size=500, gradient_accumulation_steps=1, mixed_precision="fp16"
     )
     pulled = cheapest_that_fits(scenario, SMALL_GPU)
     size = int(pulled[-1].removeprefix("batch_size ").removesuffix(", accumulated"))
-    sizes = [size for size in range(1, 200) if 200 % size == 0]
+    sizes = [size for size in range(1, 500) if 500 % size == 0]
     larger = sizes[sizes.index(size) + 1]
     assert size > 1
     assert pulled == [f"batch_size {size}, accumulated"]

@@ -96,13 +96,13 @@ def test_the_command_gives_an_account_to_programs(capsys, tmp_path: Path):
 
 
 def test_a_lever_that_saves_in_one_phase_says_where_the_peak_is_then(capsys):
-    """Checkpointing takes far more from the forward pass than the peak falls, since the optimizer's step stays."""
-    medium = ["--config", "configs/medium.yaml", "--gpu", "P100"]
+    """Checkpointing takes far more from the forward pass than the peak falls, since drawing pictures stays."""
+    medium = ["--config", "configs/medium.yaml", "--gpu", "P100", "--set", "ldm_training.lean_activations=false"]
     memcheck.main([*medium, "--json"])
     account = json.loads(capsys.readouterr().out)
     (row,) = (row for row in account["advice"] if row["lever"] == "gradient_checkpointing")
-    assert (account["peak"]["phase"], row["then"]) == ("forward", "optimizer")
-    assert row["in_phase"] > 5 * row["allocated"]
+    assert (account["peak"]["phase"], row["then"]) == ("forward", "pictures")
+    assert row["in_phase"] > 3 * row["allocated"]
     memcheck.main(medium)
     said = " ".join(capsys.readouterr().out.split())
     assert "saves MiB" in said

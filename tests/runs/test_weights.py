@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nets.vae import AutoencoderKL, VAEConfig
+from tests.runs.fuzz_weights import fuzz
 from train.base.errors import UserError
 from train.runs import weights
 from train.runs.model_folder import load, save
@@ -318,3 +319,9 @@ def test_weights_that_do_not_fit_leave_the_model_without_memory(saved):
     with pytest.raises(UserError, match="has shape"):
         load_weights(other, folder)
     assert all(parameter.is_meta for parameter in other.parameters())
+
+
+def test_a_fuzzed_folder_of_a_model_is_read_or_refused(tmp_path):
+    said = fuzz(tmp_path, 60)
+    assert said[""] > 0
+    assert len(said) > 20

@@ -132,6 +132,11 @@ def _compressed(path: Path) -> str:
     return f"is a compressed archive, of {in_units(unpacked)} unpacked; save it again with torch.save" if larger else ""
 
 
+def real_path(path: Path) -> Path:
+    """The path without links, as far as it is there; Path.resolve raises where links lead in a circle."""
+    return Path(os.path.realpath(path))
+
+
 def sync_folder(folder: Path) -> None:
     """Make the renames in a folder survive a power cut, where its file system can do that."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 # One stream for each use, so that two uses never share their numbers.
-STREAMS = ("weights", "order", "draws", "validation", "images", "mix", "judge", "halves")
+STREAMS = ("weights", "order", "draws", "validation", "images", "judge", "halves", "mix")
 
 
 def generator(seed: int, stream: str, *position: int) -> torch.Generator:

@@ -1,6 +1,7 @@
 """The command line that every `python -m train.X` shares: a config file, flags on top of it, errors in one sentence."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -64,10 +65,12 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """Says in one sentence what is wrong with the flags; argparse alone would list all of them as well."""
 
-    def __init__(self, command: str, description: str):
+    def __init__(self, command: str, text: str | None):
+        """`text` is the command's docstring, whose first line describes it; there is none with PYTHONOPTIMIZE=2."""
         super().__init__(
-            prog=f"python -m train.{command}", description=description, allow_abbrev=False, formatter_class=Formatter
-        )
+            prog=f"python -m train.{command}", description=(text or "").partition("\n")[0], allow_abbrev=False,
+            formatter_class=Formatter,
+        )  # fmt: skip
         self.add_argument("--debug", action="store_true", help="show where an error was raised")
 
     def parse_args(self, args: list[str] | None = None) -> argparse.Namespace:
@@ -90,8 +93,8 @@ def a_path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def make_parser(command: str, description: str, stage: str) -> Parser:
-    parser = Parser(command, description)
+def make_parser(command: str, text: str | None, stage: str) -> Parser:
+    parser = Parser(command, text)
     default = "config.yaml of the model" if command in OF_A_MODEL else f"configs/{DEFAULT_CONFIG.name}"
     parser.add_argument("--config", type=a_path, default=None, help=f"YAML file (default: {default})")
     more = "change one value of the config"
@@ -150,6 +153,7 @@ def run(main: Callable[[list[str] | None], int | None]) -> None:
 
     A training that was asked to stop exits with 128 + the signal's number, or 75 at the end of max_hours.
     """
+    make_printable()
     try:
         with processes.joined():
             try:
@@ -162,7 +166,7 @@ def run(main: Callable[[list[str] | None], int | None]) -> None:
     except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (UserError, OSError, RuntimeError, MemoryError) as error:
+    except (UserError, OSError, UnicodeEncodeError, RuntimeError, MemoryError) as error:
         sentence = in_a_sentence(error)
         if "--debug" in sys.argv or not sentence:
             raise
@@ -173,10 +177,22 @@ def run(main: Callable[[list[str] | None], int | None]) -> None:
         sys.exit(130)
 
 
+def make_printable() -> None:
+    """Let names of users and files be printed where the console has not their letters, or there is no console."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by >&-
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open to the end)
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):  # not what a notebook has in its place
+            stream.reconfigure(errors="backslashreplace")
+
+
 def in_a_sentence(error: Exception) -> str:
     """What the user is told about bad input, an error of the system or memory that ran out; "" for a bug."""
     if isinstance(error, UserError | OSError):  # an error of the system is such as a full disk
         where = f"{error.filename}: " if getattr(error, "filename", None) else ""
         return one_line(shortened(f"{where}{getattr(error, 'strerror', None) or error}"))
+    if isinstance(error, UnicodeEncodeError):  # of a file's name, where the system's language is none
+        return one_line(shortened(f"{error.object}: cannot be written in {error.encoding}; set PYTHONUTF8=1"))
     reason = out_of_memory(error)
     return reason and f"{reason}; {SEE_MEMCHECK}"

@@ -135,7 +135,7 @@ class TrainingConfig:
     """Choose the micro-batch by the GPU's memory, and halve it when it does not fit; a step stays the same."""
     mixed_precision: MixedPrecision = "no"
     lean_activations: bool = True
-    """Make norms, activations and linear layers again in the backward pass; exact, a fifth of the memory."""
+    """Make what is cheap again in the backward pass: the same gradients, a third of the memory, 6% more time."""
     gradient_checkpointing: bool = False
     ema_decay: float = 0.9999
     ema_on_cpu: bool = False

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nets.vae import AutoencoderKL
-from train.base.errors import UserError
+from train.base.errors import UserError, require
 from train.base.files import replacing, tensors_hash
 from train.base.processes import on_main
 from train.base.progress import progress
@@ -49,7 +49,10 @@ def measure_scaling(vae: AutoencoderKL, data: UserImages, rows: Tensor, device: 
         total += float(means.sum())
         squares += float((means.square() + stds.square()).sum())
     mean = total / count
-    std = (squares / count - mean**2) ** 0.5
+    variance = squares / count - mean**2
+    varies = variance > 1e-12 * max(1, mean**2)  # of a constant, only rounding is left, which may be negative
+    require(varies, "the VAE turns all images into the same latents, and so has learned nothing; train another")
+    std = variance**0.5
     return {"scaling_factor": 1 / std, "mean": mean, "std": std, "images": len(rows), "values": count}
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from PIL import Image
 
 from train.base.errors import UserError, require
-from train.base.files import as_json, read_json, replacing, write_json
+from train.base.files import as_json, read_json, real_path, replacing, write_json
 from train.base.folders import filling
 from train.base.names import composed, located
 from train.base.progress import progress
@@ -50,7 +50,7 @@ def claim_folders(real: Path, images: Path, settings: dict, folder: Path, origin
 
     UserError where one of them holds anything else, or lies within the other, or within the `real` one.
     """
-    a, b = folder.resolve(), images.resolve()
+    a, b = real_path(folder), real_path(images)
     apart = not a.is_relative_to(b) and not b.is_relative_to(a)
     require(apart, f"{folder}: and the folder of the generated images by themselves, {images}, lie in each other; give "
             "others as --output_dir and --images")
@@ -94,7 +94,7 @@ def _link_or_copy(source: Path, target: Path) -> None:
     with replacing(target) as temporary:
         temporary.unlink(missing_ok=True)  # of a killed process: a link to an original, not to be written through
         try:
-            os.link(source.resolve(), temporary)  # resolved, since a link to a relative link would lead nowhere
+            os.link(real_path(source), temporary)  # resolved, since a link to a relative link would lead nowhere
         except OSError:
             shutil.copyfile(source, temporary)
 
@@ -145,7 +145,7 @@ def bring_report(images: Path | None, folder: Path) -> dict | None:
     None where neither was judged; no `images`, where those are others.
     """
     own = folder / EVALUATION
-    if own.is_file() and Path(str(read_json(own).get("images"))).resolve() == folder.resolve():
+    if own.is_file() and real_path(Path(str(read_json(own).get("images")))) == real_path(folder):
         return read_json(own)
     if not images or not (images / EVALUATION).is_file():
         return None

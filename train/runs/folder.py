@@ -1,6 +1,7 @@
 """The folder of a run, which holds the config, the split and the results of one experiment."""
 
 import fcntl
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -8,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from train.base.errors import UserError, require
-from train.base.files import replacing
+from train.base.files import real_path, replacing
 from train.base.processes import on_main
 from train.config.schema import Config
 from train.config.sections import DataConfig
@@ -50,7 +51,7 @@ def refuse_other_run(folder: Path, config: Config, stage: str) -> list[str]:
     Returns the differences with which the run may go on, a phrase for each key. Nothing is written, so a run that is
     refused before its first step leaves no folder behind.
     """
-    inside = folder.resolve().is_relative_to(Path(config.data.dir).resolve())
+    inside = real_path(folder).is_relative_to(real_path(Path(config.data.dir)))
     require(not inside, f"{folder}: lies within data.dir {config.data.dir}, where it would count as a user; "
             "use another output_dir")
     model = next((place for place in [folder, *folder.absolute().parents] if is_model(place)), None)
@@ -116,7 +117,8 @@ def locked(folder: Path, work: str = "training") -> Iterator[None]:
 
 def is_free(folder: Path) -> bool:
     """Whether nothing is at this path, or a folder with nothing but hidden files in it."""
-    return not folder.exists() or (folder.is_dir() and all(entry.name.startswith(".") for entry in folder.iterdir()))
+    free = not os.path.lexists(folder)  # where a link leads nowhere, or in a circle, no folder can be made
+    return free or (folder.is_dir() and all(entry.name.startswith(".") for entry in folder.iterdir()))
 
 
 def save_config(config: Config, folder: Path, stage: str | None = None) -> None:

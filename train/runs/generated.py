@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from train.base.errors import require
-from train.base.files import read_json, tensors_hash, write_json
+from train.base.files import read_json, real_path, tensors_hash, write_json
 from train.base.names import located
 from train.config.sections import DataConfig, GenerationConfig
 from train.data.images import SUFFIXES, read_image
@@ -58,7 +58,7 @@ def claim_folder(real: Path, folder: Path, settings: dict) -> None:
 
 
 def refuse_within(real: Path, folder: Path) -> None:
-    inside = folder.resolve().is_relative_to(real.resolve())
+    inside = real_path(folder).is_relative_to(real_path(real))
     require(not inside, f"{folder}: lies within data.dir {real}, where it would count as a user; give another folder")
 
 
@@ -130,14 +130,14 @@ def folder_to_judge(
     command = f"with python -m train.sample --model {model} --purpose augment"
     made = given or (folder / SETTINGS).is_file()
     require(made, f"{folder}: this model's images are not there yet; make them {command}")
-    other = folder.resolve() != real.resolve()
+    other = real_path(folder) != real_path(real)
     require(other, f"{folder}: holds the real images; give the folder of generated ones as --images")
     there = any(path.suffix.lower() in SUFFIXES for user in users for path in located(folder, user).glob("*"))
     require(there, f"{folder}: holds no image of a user of {model}; make some {command}")
     files = [folder / name for name in (SETTINGS, AUGMENTED) if (folder / name).is_file()]
     theirs = next((made_with for made_with in map(read_json, files) if "weights" in made_with), None)
     if not theirs:  # another program's images, whatever its settings.json holds
-        return folder, run_of(model) / "evaluations" / folder.resolve().name
+        return folder, run_of(model) / "evaluations" / real_path(folder).name
     same = all(theirs.get(key) == settings[key] for key in settings if key not in ("seed", "sampling"))
     require(same, f"{folder}: holds images that another model made than {model}; give theirs as --model, or make new "
             f"ones {command}")

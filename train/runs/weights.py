@@ -5,6 +5,7 @@ index, under names with or without what a wrapper has put in front. Names, shape
 then memory is taken, and every weight is copied into memory of its own.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -114,9 +115,9 @@ def _read_shards(index: Path, read: Callable[[Path], dict[str, Stored]]) -> dict
     require(listed, f"{index}: 'weight_map' must say in which file each weight is")
     shards = {}
     for file in dict.fromkeys(places.values()):
-        beside = Path(file).name == file and "\0" not in file
+        beside = Path(file).name == file
         require(beside, f"{index}: {file!r} is not the name of a file beside it")
-        there = (index.parent / file).is_file()
+        there = os.path.isfile(index.parent / file)  # of what can be no name either, such as one too long
         require(there, f"{index.parent / file}: is not there, but {index.name} names it; copy the model again")
         shards[file] = read(index.parent / file)
     for name, file in places.items():
