@@ -79,6 +79,9 @@ train-vae: $(READY) $(IMAGES)  ## train the VAE, or go on training it
 $(VAE): | $(READY) $(IMAGES)
 	$(PYTHON) -m train.vae $(BEGUN) --output_dir $(OUT)/vae
 
+# Both are there at once or not at all: what a Ctrl-C or an error behind them leaves is whole, and not to be deleted.
+.PRECIOUS: $(VAE) data/simulated
+
 train-ldm: $(VAE)  ## train the UNet (and first the VAE, if there is none), generate images, judge them
 	$(PYTHON) -m train.ldm $(COMMON) --vae_path $(dir $(VAE)) --output_dir $(OUT)/ldm $(ARGS)
 	$(PYTHON) -m train.sample --model $(MODEL) --purpose augment --per_training_image 1

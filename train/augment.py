@@ -28,7 +28,7 @@ from train.stages.generate import fill
 
 def main(argv: list[str] | None = None) -> None:
     parser = cli.make_parser("augment", __doc__, "sample")
-    parser.add_argument("--model", type=cli.a_path, required=True, help="final_model of an LDM run")
+    parser.add_argument("--model", type=cli.a_path, required=True, help="final_model or checkpoint of an LDM run")
     parser.add_argument("--per_user", "--per-user", type=int, metavar="N",
                         help="generated images of each user (default: as many as the user with most has real ones)")
     parser.add_argument("--sift", action="store_true",

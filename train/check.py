@@ -4,6 +4,7 @@ One line for each question; the exit status is 1 if the answer to any is no.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -19,13 +20,15 @@ from train.data.dataset import UserImages, load_images
 from train.data.latents import latent_shape, require_sane_latents
 from train.data.split import Split
 from train.engine.device import pick_device
+from train.engine.micro_batch import MicroBatch
 from train.engine.precision import native_precision
 from train.engine.step import mean_losses
+from train.engine.trainer import Trainer
+from train.memory.fit import plan_micro_batch
 from train.runs.checkpoint import require_disk
-from train.runs.final_model import load_frozen_vae, split_path
-from train.runs.folder import SPLIT, shared_split
+from train.runs.folder import locked, refuse_other_run
 from train.runs.generated import refuse_within
-from train.stages.ldm import LDMStage, require_users, vae_folder
+from train.stages.ldm import LDMStage, naming_the_own_vae, open_vae, require_users, split_for, vae_folder
 
 T = TypeVar("T")
 
@@ -59,13 +62,15 @@ def main(argv: list[str] | None = None) -> int:
     width = f"context width {config.unet.cross_attention_dim}"
     check("config", lambda: (config, f"UNet and user encoder both have {width}"))
     device, precision = check("device", check_device, config) or (None, None)
+    run = check("run", check_run, config)
     data = check("data", check_data, config)
     split = check("split", check_split, config, data)
     vae = check("VAE", check_vae, config, device)
-    sane = check("latents", check_latents, vae, data, split, device)
-    stage = check("models", check_models, config, data, vae, sane, device, precision)
+    sane = check("latents", check_latents, config, vae, data, split, device)
+    stage = check("models", check_models, config, data, split, vae, sane, device, precision)
     check("training step", check_step, stage)
     check("disk", check_disk, stage)
+    check("checkpoint", check_checkpoint, stage, run)
     failed, skipped = ([name for name, found in check.outcomes.items() if found == what] for what in ("FAIL", "skip"))
     more = f"; {len(skipped)} skipped" if skipped else ""
     said = f"{len(failed)} of {len(check.outcomes)} failed: {', '.join(failed)}{more}"
@@ -83,6 +88,16 @@ def check_device(config: Config) -> tuple[tuple[torch.device, MixedPrecision], s
     return (device, precision), f"{name}; mixed precision {precision}"
 
 
+def check_run(config: Config) -> tuple[Path, str]:
+    """What is in the run's folder already; nobody else trains in it just now."""
+    folder = Path(config.ldm_training.output_dir)
+    differing = refuse_other_run(folder, config, "ldm")
+    if not folder.exists():
+        return folder, f"{folder}, a new one"
+    with locked(folder):
+        return folder, f"{folder}, {'; '.join(differing) or 'of this config'}"
+
+
 def check_data(config: Config) -> tuple[UserImages, str]:
     data = load_images(config.data)
     require_users(config, data)
@@ -91,29 +106,35 @@ def check_data(config: Config) -> tuple[UserImages, str]:
 
 
 def check_split(config: Config, data: UserImages) -> tuple[Split, str]:
-    own = Path(config.ldm_training.output_dir) / SPLIT
-    split = shared_split(data, config.data, own, split_path(vae_folder(config)))
+    split = split_for(config, data)
     by = f"by recording ({config.data.pattern})" if config.data.pattern else "by file"
     return split, f"{split}, {by}"
 
 
 def check_vae(config: Config, device: torch.device) -> tuple[AutoencoderKL, str]:
-    folder = vae_folder(config)
-    vae = load_frozen_vae(folder, config).to(device)
-    return vae, f"{folder}, scaling factor {vae.config.scaling_factor:.4f}"
+    vae = open_vae(config).to(device)
+    meant = replace(config.vae, scaling_factor=vae.config.scaling_factor, sample_size=vae.config.sample_size)
+    other = "" if vae.config == meant else "; not as the config's section vae has it, which does not matter any more"
+    return vae, f"{vae_folder(config)}, scaling factor {vae.config.scaling_factor:.4f}{other}"
 
 
-def check_latents(vae: AutoencoderKL, data: UserImages, split: Split, device: torch.device) -> tuple[float, str]:
+def check_latents(
+    config: Config, vae: AutoencoderKL, data: UserImages, split: Split, device: torch.device
+) -> tuple[float, str]:
     """Encode a few images, and look at the scale of their latents."""
-    std = require_sane_latents(vae, data, split.train, device)
+    with naming_the_own_vae(config):
+        std = require_sane_latents(vae, data, split.train, device)
     shape = "x".join(map(str, latent_shape(vae, data)))
     return std, f"{shape}, standard deviation {std:.2f} when scaled"
 
 
 def check_models(
-    config: Config, data: UserImages, vae: AutoencoderKL, sane: float, device: torch.device, precision: MixedPrecision
-) -> tuple[LDMStage, str]:
+    config: Config, data: UserImages, split: Split, vae: AutoencoderKL, sane: float, device: torch.device,
+    precision: MixedPrecision,
+) -> tuple[LDMStage, str]:  # fmt: skip
     stage = LDMStage(config, data, vae)
+    stage.split = split
+    plan_micro_batch(stage.actual_config, stage.name, len(data.user_names), device)
     stage.build(device, precision)
     if config.latents.cache_latents:  # blank ones, so that a step needs what a step of the training needs
         stage.use_latents(torch.zeros(1, 2, *stage.source.shape))
@@ -135,6 +156,13 @@ def check_step(stage: LDMStage) -> tuple[bool, str]:
 def check_disk(stage: LDMStage) -> tuple[bool, str]:
     refuse_within(Path(stage.config.data.dir), Path(stage.training.output_dir))
     return True, require_disk(stage.training, stage.model)
+
+
+def check_checkpoint(stage: LDMStage, run: Path) -> tuple[int, str]:
+    """Whether the training can go on from what is there: it has this model, this VAE and these images."""
+    trainer = Trainer(stage, MicroBatch(stage.training, stage.training.batch_size), stage.device)
+    trainer.resume()
+    return trainer.step, f"goes on after step {trainer.step:,} of {trainer.total_steps:,}, in {run}"
 
 
 if __name__ == "__main__":

@@ -19,11 +19,12 @@ from train.judge.verdict import HARMS, HELPS
 from train.runs.augmented import save_report
 from train.runs.final_model import config_path, load_ldm, trained_users
 from train.runs.generated import SEED, folder_to_judge, settings_of
+from train.runs.so_far import run_of
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = cli.make_parser("evaluate", __doc__, "ldm")
-    parser.add_argument("--model", type=cli.a_path, required=True, help="final_model of an LDM run")
+    parser.add_argument("--model", type=cli.a_path, required=True, help="final_model or checkpoint of an LDM run")
     parser.add_argument("--images", type=cli.a_path,
                         help="folder of images by user (default: the one train.sample makes)")  # fmt: skip
     parser.add_argument("--test_dir", "--test-dir", type=cli.a_path, help="real images of other conditions, by user")
@@ -41,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
 
     vae = trained.vae.to(device)
     material = collect(args.model, config, images, args.test_dir, vae, device)
-    metrics = read_lines(args.model.parent / METRICS)
+    metrics = read_lines(run_of(args.model) / METRICS)
     losses = [line["validation_loss"] for line in metrics if "validation_loss" in line]
     found = evaluate(material, vae, losses, args.quick, args.seed, device, lambda line: print(f"judging: {line}"))
     verdicts = {name: result["verdict"]["sentence"] for name, result in found["results"].items()}

@@ -30,7 +30,7 @@ IMAGES = 5  # of each user
 
 def main(argv: list[str] | None = None) -> None:
     parser = cli.make_parser("sample", __doc__, "sample")
-    parser.add_argument("--model", type=cli.a_path, required=True, help="final_model of an LDM run")
+    parser.add_argument("--model", type=cli.a_path, required=True, help="final_model or checkpoint of an LDM run")
     parser.add_argument("--users", nargs="+", help="names of users (default: all)")
     number = parser.add_mutually_exclusive_group()
     number.add_argument("--num_images", "--num-images", type=int, help=f"images of each user (default: {IMAGES})")

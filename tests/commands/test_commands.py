@@ -15,9 +15,9 @@ from nets.unet import UNet2DConditionModel
 from nets.vae import AutoencoderKL
 from tests.float64 import float64
 from tests.oracle import assert_equal_outputs, diffusers
-from tests.tiny import USERS, make_images
-from train import bench, check, evaluate, ldm, memcheck, sample, vae
-from train.base.errors import UserError
+from tests.tiny import USERS, make_images, tiny, tiny_vae
+from train import augment, bench, check, evaluate, ldm, memcheck, sample, vae
+from train.base.errors import Stopped, UserError
 from train.config.load import dump_yaml
 from train.config.schema import Config
 from train.engine import run, trainer
@@ -97,9 +97,10 @@ def test_check_says_yes_to_what_fits_and_no_to_what_does_not(runs, capsys):
     said = capsys.readouterr().out
     assert "FAIL  VAE" in said
     assert [line for line in said.splitlines() if line.startswith("skip")] == [
-        f"skip  {name}: needs what failed above" for name in ("latents", "models", "training step", "disk")
+        f"skip  {name}: needs what failed above"
+        for name in ("latents", "models", "training step", "disk", "checkpoint")
     ]
-    assert said.endswith("1 of 9 failed: VAE; 4 skipped\n")
+    assert said.endswith("1 of 11 failed: VAE; 5 skipped\n")
     assert not (runs / "new").exists()
 
 
@@ -108,7 +109,32 @@ def test_check_says_in_a_line_that_memory_runs_out_in_a_step(runs, capsys):
     assert check.main(flags(runs, "new", *batch)) == 1
     said = capsys.readouterr().out
     assert "FAIL  training step: out of memory: " in said
-    assert said.endswith("1 of 9 failed: training step\n")
+    assert said.endswith("1 of 11 failed: training step\n")
+
+
+def test_check_says_no_to_what_the_training_of_the_run_refuses(runs, tmp_path, capsys):
+    """And in its words: of the run that is in the folder already."""
+    shutil.copytree(runs / "l", tmp_path / "l")
+    other = model_folder.load(runs / "v/final_model")
+    other.decoder.conv_out.bias.data += 0.1
+    model_folder.save(other, tmp_path / "other")
+    run = ["--config", TINY, "--data_dir", str(runs / "data"), "--output_dir", str(tmp_path / "l")]
+    usual = [*run, "--vae_path", str(runs / "v/final_model")]
+    assert check.main(usual) == 0
+    assert "goes on after step 8 of 8" in capsys.readouterr().out
+    for words in (
+        [*usual, "--set", "unet.channels=[8, 8]"], [*run, "--vae_path", str(tmp_path / "other")],
+        [*usual, "--num_epochs", "1"], [*usual, "--output_dir", str(runs / "v")],
+    ):  # fmt: skip
+        before = contents(tmp_path / "l")
+        with pytest.raises(UserError) as refused:
+            ldm.main(words)
+        capsys.readouterr()
+        assert check.main(words) == 1
+        assert str(refused.value) in capsys.readouterr().out
+        assert contents(tmp_path / "l") == before
+    with locked(tmp_path / "l"):
+        assert check.main(usual) == 1
 
 
 def test_cached_and_uncached_latents_train_the_same_unet(runs):
@@ -231,6 +257,27 @@ def test_a_run_does_not_go_on_with_another_vae_or_other_images(runs, tmp_path):
     assert (runs / "l2/final_model/unet/config.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("what", ["trained on", "other channels", "gone"])
+def test_a_run_goes_on_with_its_copy_of_a_vae_that_has_changed(runs, tmp_path, what):
+    shutil.copytree(runs / "v/final_model", tmp_path / "v")
+    train = ["--config", TINY, "--data_dir", str(runs / "data"), "--output_dir", str(tmp_path / "l"), "--vae_path"]
+    with pytest.raises(Stopped):
+        ldm.main([*train, str(tmp_path / "v"), "--max_hours", "1e-9"])
+    shutil.rmtree(tmp_path / "v")
+    if what == "trained on":
+        changed = model_folder.load(runs / "v/final_model")
+        changed.decoder.conv_out.bias.data += 0.1
+        model_folder.save(changed, tmp_path / "v")
+    elif what == "other channels":
+        model_folder.save(tiny_vae(tiny("vae.latent_channels=8")), tmp_path / "v")
+    with pytest.raises(UserError) as refused:
+        ldm.main([*train, str(tmp_path / "v")])
+    copy = tmp_path / "l/begun_with/vae"
+    assert str(copy) in str(refused.value)
+    ldm.main([*train, str(copy), "--sample_interval", "5"])
+    assert_same_weights(tmp_path / "l/final_model/unet", runs / "l/final_model/unet")
+
+
 @pytest.mark.parametrize("what", ["another VAE", "another scale", "fewer epochs", "fewer steps", "a full disk"])
 def test_a_refused_start_leaves_a_finished_run_unchanged(runs, tmp_path, monkeypatch, what):
     run, other, more = tmp_path / "l", tmp_path / "other_vae", ["--learning_rate", "0.5"]
@@ -338,6 +385,41 @@ def test_samples_are_written_by_user_and_judged(runs, tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"\n{result['results']['held_out']['verdict']['sentence']}\n" in said
     assert "Whether the generated images help cannot be told." in (out / "report.html").read_text()
+
+
+def test_a_stopped_run_leaves_pictures_and_a_model_to_sample_from(runs, tmp_path, capsys):
+    shutil.copytree(runs / "v", tmp_path / "v")
+    path = ["--vae_path", str(tmp_path / "v/final_model")]
+    train = ["--config", TINY, "--data_dir", str(runs / "data"), "--output_dir", str(tmp_path / "l"), *path]
+    with pytest.raises(Stopped) as stopped:
+        ldm.main([*train, "--max_hours", "1e-9"])
+    checkpoint = tmp_path / "l/checkpoints/step_00000001"
+    assert f"train.sample --model {checkpoint} makes others" in str(stopped.value)
+    assert all((tmp_path / "l" / name).is_file() for name in ("samples/00000001.png", "curves.png"))
+    shutil.rmtree(tmp_path / "v")  # the run has a copy of its VAE
+    capsys.readouterr()
+    sample.main(["--model", str(checkpoint), "--num_images", "1"])
+    assert f"3 images of 3 users in {tmp_path}/l/generated/" in capsys.readouterr().out
+    augment.main(["--model", str(checkpoint), "--per_user", "1", "--guidance", "1"])
+    assert f"the data set is {tmp_path}/l/augmented/" in capsys.readouterr().out
+    with pytest.raises(UserError, match=f"no trained LDM here .did you mean {checkpoint}"):
+        sample.main(["--model", str(tmp_path / "l/final_model")])
+
+
+def test_the_last_checkpoint_samples_as_the_final_model_does(runs, tmp_path):
+    made = {}
+    for name in ("final_model", "checkpoints/step_00000008_best", "checkpoints/step_00000008"):
+        if (runs / "l" / name).is_dir():
+            sample.main(["--model", str(runs / "l" / name), "--output_dir", str(tmp_path / name)])
+            made[name] = [path.read_bytes() for path in sorted((tmp_path / name).rglob("*.png"))]
+    one, other = made.values()
+    assert one == other
+
+
+def test_a_checkpoint_without_an_ldm_is_refused_in_a_sentence(runs):
+    (checkpoint,) = (runs / "v/checkpoints").glob("step_*8*")
+    with pytest.raises(UserError, match="is no checkpoint of an LDM run"):
+        sample.main(["--model", str(checkpoint)])
 
 
 def test_as_many_images_are_made_of_everybody_as_trained(runs, tmp_path, capsys):

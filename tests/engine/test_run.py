@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pytest
 import torch
 
 from tests.tiny import tiny, tiny_images
-from train.base.errors import UserError
+from train.base.errors import Stopped, UserError
 from train.config.schema import Config
 from train.engine.run import train_stage
+from train.engine.stopping import WISHES
 from train.stages.vae import VAEStage
 
 CPU, USERS = torch.device("cpu"), 3
@@ -131,3 +133,31 @@ def test_a_run_watches_memory_after_each_step_and_exports_once(tmp_path, capsys)
         assert "3 users; 6 images to train with, 3 to validate with, 3 of other" in said
         assert "; 2 steps on cpu" in said
         assert said.endswith("exported\n")
+
+
+@pytest.mark.parametrize("number", WISHES)
+@pytest.mark.parametrize("when", ["begin", "export"])
+def test_a_signal_before_or_after_the_steps_is_answered(tmp_path, capsys, when, number):
+    """As while latents are encoded, or the scale of a VAE's is measured; what was left undone is done next time."""
+    asked = []
+
+    def ask(method: str) -> None:
+        if method == when and not asked:
+            asked.append(method)
+            signal.raise_signal(number)
+            pytest.fail("it went on")
+
+    class Asked(VAEStage):
+        def begin(self, folder: Path) -> None:
+            ask("begin")
+
+        def export(self, vae) -> str:
+            ask("export")
+            return "exported"
+
+    said = {"begin": "stopped before step 1; start again", "export": "all 2 steps are saved; start again"}[when]
+    with pytest.raises(Stopped, match=f"VAE: {number.name}: {said}") as stopped:
+        run(config_of(tmp_path), Asked)
+    assert stopped.value.status == 128 + number
+    run(config_of(tmp_path), Asked)
+    assert capsys.readouterr().out.endswith("exported\n")

@@ -71,7 +71,7 @@ class ProblemStage:
         )
         self.split = Split(train=torch.arange(6), validation=torch.arange(0), held_out=torch.arange(0))
         self.attempts, self.hashed, self.data = itertools.count(), 0, data
-        self.asked, self.validated, self.rates = [], [], []
+        self.asked, self.validated, self.shown, self.rates = [], [], [], []
 
     def draw(self, step: int, rows: Tensor) -> ProblemBatch:
         self.asked.append(step)
@@ -95,12 +95,20 @@ class ProblemStage:
         self.validated.append(step)
         return {"score": self.score(step)}
 
+    def show(self, averaged, step: int, checkpoint: Path) -> str:
+        self.shown.append((step, load_latest(checkpoint.parent).step))
+        return f"shown beside {checkpoint.name}"
+
     def state(self) -> dict:
         return {"model": self.model}
 
     def inputs(self) -> dict[str, str]:
         self.hashed += 1
         return {"data": self.data}
+
+
+    def instead(self) -> dict[str, str]:
+        return {}
 
 
 class Run:
@@ -493,6 +501,30 @@ def test_where_folders_cannot_be_synced_a_run_saves_and_goes_on(tmp_path, monkey
     assert_same_end(whole, resumed)
 
 
+@pytest.mark.parametrize("why", ["a signal", "max_hours"])
+def test_a_stop_in_order_draws_what_is_saved_and_names_it(tmp_path, why):
+    number = signal.SIGTERM if why == "a signal" else 0  # 0 only asks whether the process is there
+    run = Run(tmp_path, before=lambda _: os.kill(os.getpid(), number), max_hours=None if number else 1e-9)
+    with pytest.raises(Stopped, match="saved after step 1 of 7; start again to go on; shown beside step_00000001"):
+        run()
+    assert run.stage.shown == [(1, 1)]
+    assert (tmp_path / "curves.png").is_file()
+
+
+@pytest.mark.parametrize("wrong", [KeyboardInterrupt(), torch.OutOfMemoryError("full"), OSError("full")])
+def test_a_stop_stays_one_where_nothing_can_be_drawn(tmp_path, wrong):
+    run = Run(tmp_path, max_hours=1e-9)
+
+    def show(*_) -> str:
+        raise wrong
+
+    run.stage.show = show
+    with pytest.raises(Stopped, match="saved after step 1 of 7; start again to go on") as caught:
+        run()
+    assert caught.value.status == NOT_DONE
+    assert ("full" in str(caught.value)) == (not isinstance(wrong, KeyboardInterrupt))
+
+
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_ctrl_c_quits_at_once(tmp_path, first):
     def twice(at):
@@ -537,6 +569,20 @@ def test_max_hours_saves_and_the_run_resumes_to_the_same_end(tmp_path):
 def test_a_signal_in_the_last_step_stops_the_run_too(tmp_path):
     with pytest.raises(Stopped, match="SIGTERM: saved after step 7 of 7"):
         Run(tmp_path, before=lambda at: os.kill(os.getpid(), signal.SIGTERM) if at == 6 else None)()
+
+
+def test_steps_that_take_long_are_saved_by_time(tmp_path, monkeypatch):
+    def dies(step: int) -> None:
+        if step == 5:
+            raise ZeroDivisionError
+
+    whole = Run(tmp_path / "a")()
+    monkeypatch.setattr(trainer_module, "SAVE_SECONDS", -1)
+    with pytest.raises(ZeroDivisionError):
+        Run(tmp_path / "b", before=dies)()
+    resumed = Run(tmp_path / "b")()
+    assert resumed.asked == [5, 6]
+    assert_same_end(whole, resumed)
 
 
 @pytest.mark.parametrize("hours", [0.0, -1.0, math.nan])

@@ -49,6 +49,10 @@ class Stopped(Exception):
         self.status = status
 
 
+class Interrupted(BaseException):
+    """A signal has come, and what is done just now can be left undone."""
+
+
 def require(holds: object, sentence: str) -> None:
     """Raise UserError with this sentence unless `holds` is true."""
     if not holds:

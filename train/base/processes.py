@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from train.base.errors import UserError, out_of_memory, require
+from train.base.errors import Interrupted, UserError, out_of_memory, require
 
 T = TypeVar("T")
 
@@ -126,14 +126,14 @@ def _first_line(error: Exception) -> str:
 
 
 def on_main(make: Callable[[], T]) -> T:
-    """Call `make` in the first process only; all return its result, or raise its UserError or OSError."""
+    """Call `make` in the first process only; all return its result, or raise its UserError, OSError or Interrupted."""
     if world_size() == 1:
         return make()
     outcome: list = [None, None]  # a result or an error
     if rank() == 0:
         try:
             outcome[0] = make()
-        except (UserError, OSError) as error:
+        except (UserError, OSError, Interrupted) as error:
             outcome[1] = error
     dist.broadcast_object_list(outcome, group=_patient)
     if outcome[1] is not None:

@@ -143,7 +143,7 @@ class TrainingConfig:
     sample_interval: int = 1000
     """Optimizer steps between validations with pictures."""
     save_interval: int = 1000
-    """Optimizer steps between checkpoints."""
+    """Optimizer steps between checkpoints; one is saved every ten minutes as well."""
     keep_checkpoints: int = 2
     """How many of the last checkpoints are kept; the best is kept as well."""
     max_hours: float | None = None

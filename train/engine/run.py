@@ -14,6 +14,7 @@ from train.engine.device import pick_device
 from train.engine.micro_batch import MicroBatch
 from train.engine.precision import native_precision
 from train.engine.stage import Stage
+from train.engine.stopping import in_one_piece
 from train.engine.trainer import Trainer
 from train.runs.checkpoint import require_disk
 from train.runs.folder import SPLIT, locked, open_run, refuse_other_run
@@ -50,10 +51,12 @@ def train_stage(stage_class: type[Stage], config: Config, plan: PlanMicroBatch, 
             save_split(folder / SPLIT, stage.split, stage.data, config.data)
 
         on_main(begin)  # only now that nothing is refused any more
-        stage.begin(folder)
+        begun = f"stopped before step {trainer.step + 1}; start again, and what was being prepared for it begins anew"
+        in_one_piece(stage.title, lambda: stage.begin(folder), begun)
         trainer.run(watch(trainer, precision))
+        ended = f"all {trainer.total_steps} steps are saved; start again to do again what comes after them"
         with trainer.ema.averaged(stage.model) as averaged:
-            print(on_main(lambda: stage.export(averaged)))
+            print(in_one_piece(stage.title, lambda: on_main(lambda: stage.export(averaged)), ended))
 
 
 def beginning(trainer: Trainer) -> dict[str, object]:

@@ -71,6 +71,9 @@ class Stage(Protocol):
     def validate(self, averaged: nn.Module, step: int, micro_batch: MicroBatch) -> dict[str, float]:
         """Metrics of the averaged model on validation images, and pictures of what it does."""
 
+    def show(self, averaged: nn.Module, step: int, checkpoint: Path) -> str:
+        """Draw what the model of a run that stops at this step does so far; what the user is told of it."""
+
     def export(self, averaged: nn.Module) -> str:
         """Write `final_model`, and return what the user is told at the end."""
 
@@ -96,3 +99,7 @@ class Stage(Protocol):
 
     def inputs(self) -> dict[str, str]:
         """Hashes of what the run learns from; resuming with others is an error."""
+
+    def instead(self) -> dict[str, str]:
+        """What to do, by the name of an input, where another one is given than the run began with."""
+        return {}

@@ -8,14 +8,13 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TypeVar
 
+from train.base.errors import Interrupted, Stopped
+from train.base.processes import gather, rank
+
 T = TypeVar("T")
 
 WISHES = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last one: the terminal has been closed
 NOT_DONE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again; Make stops at it
-
-
-class Interrupted(BaseException):
-    """A signal has come, and what is done just now can be left undone."""
 
 
 class Stop:
@@ -57,10 +56,12 @@ class Stop:
         """What `work` returns; None where a signal comes before its end, or has come before it began.
 
         torchrun kills 30 seconds after a signal, and by then the run has to be saved: this can wait for the next start.
+        Of several processes, the first decides; the others go on to where they hear of it.
         """
+        first = rank() == 0
         try:
-            self.can_wait = True
-            return None if self.received else work()
+            self.can_wait = first
+            return None if self.received and first else work()
         except Interrupted:
             return None
         finally:
@@ -79,3 +80,17 @@ class Stop:
         if self.deadline is not None and not last and now + self.longest > self.deadline:
             return f"max_hours {self.max_hours:g} would be over after another step", NOT_DONE
         return None
+
+
+def in_one_piece(title: str, work: Callable[[], T], left: str) -> T:
+    """What `work` returns, which is done before or after the steps, and of which no part is kept.
+
+    Stopped where a signal comes meanwhile, with a sentence about what is `left` to do.
+    """
+    stop = Stop(max_hours=None)
+    with stop.listening():
+        done = stop.unless_asked(lambda: (work(),))
+        reason = next(filter(None, gather(stop.reason())), None)
+    if reason:
+        raise Stopped(f"{title}: {reason[0]}: {left}", reason[1])
+    return done[0]

@@ -2,18 +2,20 @@
 
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from train.base.errors import SEE_MEMCHECK, Stopped, UserError, explaining_out_of_memory, out_of_memory
 from train.base.processes import gather, on_main
-from train.base.progress import progress
+from train.base.progress import progress, say
 from train.base.randomness import batch_rows
 from train.base.sound import what_is_wrong
 from train.base.units import gib
@@ -27,7 +29,10 @@ from train.engine.step import NotFinite, mean_losses
 from train.engine.stopping import Stop
 from train.runs.checkpoint import Unchanged, last_good, load_run, save_checkpoint, set_aside_later
 
+T = TypeVar("T")
+
 LOG_INTERVAL = 10  # optimizer steps
+SAVE_SECONDS = 600  # after which a checkpoint is due, however few steps were taken
 MAX_LOST = 10  # steps in a row whose fp16 loss is not finite
 MAX_SKIPPED = 20  # steps in a row that fp16 overflow may skip: the loss scale has then fallen a million-fold
 TO_TRY = (
@@ -46,7 +51,7 @@ class Trainer:
         self.step = 0
         self.ema = EMA(stage.model, self.training.ema_decay, self.training.ema_on_cpu)
         self.best = Best(stage.metric, stage.better)
-        self.inputs = Unchanged(**stage.inputs())
+        self.inputs = Unchanged(stage.inputs(), stage.instead())
         self.overflows = Overflows()
         self.checkpoints = Path(self.training.output_dir) / "checkpoints"
 
@@ -104,6 +109,7 @@ class Trainer:
         again = self.stage.metric if self.best.owed else None
         self.run_log = RunLog(Path(self.training.output_dir), self.step, again)
         self.speed, self.stop = Speed(), Stop(self.training.max_hours)  # their time begins now
+        self.saved_at = time.monotonic()
         try:
             with (
                 self.stop.listening(),
@@ -145,11 +151,12 @@ class Trainer:
     def finish_step(self) -> None:
         """Validate, save and stop, where one of them is due."""
         is_best = (self.best.owed or self.due(self.training.sample_interval)) and self.validate()
-        stopped = self.why_stop()
-        if self.due(self.training.save_interval) or is_best or stopped:
-            self.save(is_best)
+        stopped, late = self.why_stop()
+        if self.due(self.training.save_interval) or is_best or stopped or late:
+            saved = self.save(is_best)
         if stopped:
-            raise Stopped(*stopped)
+            sentence, status = stopped
+            raise Stopped(f"{sentence}{self.shown(sentence, saved)}", status)
 
     def validate(self) -> bool:
         """Whether the averaged model is the best so far. Where memory for it runs out, the run saves and ends.
@@ -177,19 +184,44 @@ class Trainer:
         wrong = what_is_wrong(self.ema.model.state_dict())
         if wrong:
             raise NotFinite(wrong)
+        validate = partial(self.stage.validate, step=self.step, micro_batch=self.micro_batch)
+        return self.with_average(lambda averaged: self.stop.unless_asked(partial(validate, averaged)))
+
+    def with_average(self, work: Callable[[nn.Module], T]) -> T:
+        """What `work` makes of the averaged model."""
         sentence = f"out of memory while validating and drawing: {{}}; {SEE_MEMCHECK}"
         with explaining_out_of_memory(sentence), self.ema.averaged(self.stage.model) as averaged:
-            return self.stop.unless_asked(lambda: self.stage.validate(averaged, self.step, self.micro_batch))
+            return work(averaged)
 
-    def save(self, is_best: bool) -> None:
+    def shown(self, sentence: str, checkpoint: Path) -> str:
+        """Draw curves and pictures of what there is so far; where they are, as the end of the `sentence`.
+
+        All is saved by now: what goes wrong here is said, and a second Ctrl-C leaves the rest out.
+        """
+        say(f"{sentence}; drawing what the model does so far", sys.stderr)
+
+        def show(averaged: nn.Module) -> str:
+            self.run_log.save_curves(self.stage.title, self.stage.curves)
+            return self.stage.show(averaged, self.step, checkpoint)
+
+        try:
+            return f"; {on_main(partial(self.with_average, show))}"
+        except (UserError, OSError) as error:
+            return f"; not drawn: {error}"
+        except KeyboardInterrupt:
+            return ""
+
+    def save(self, is_best: bool) -> Path:
         with self.speed.paused():
             state = {name: part.state_dict() for name, part in self.state().items()}
 
-            def save() -> None:
+            def save() -> Path:
                 self.require_sound(state)
-                save_checkpoint(self.checkpoints, self.step, state, self.training.keep_checkpoints, is_best)
+                return save_checkpoint(self.checkpoints, self.step, state, self.training.keep_checkpoints, is_best)
 
-            on_main(save)
+            target = on_main(save)
+        self.saved_at = time.monotonic()
+        return target
 
     def require_sound(self, state: dict) -> None:
         """UserError where the steps so far have spoilt a weight or a moment: that must not be kept as good."""
@@ -201,13 +233,17 @@ class Trainer:
         after = f"{self.stage.title}: after step {self.step}: {what}"
         return UserError(f"{after}; that is not saved: {last_good(self.checkpoints)}; {TO_TRY}")
 
-    def why_stop(self) -> tuple[str, int] | None:
-        """The sentence and the exit status with which to stop now: any process's, in all of them."""
+    def why_stop(self) -> tuple[tuple[str, int] | None, bool]:
+        """The sentence and the exit status with which to stop now, and whether the last save is long ago.
+
+        The former are any process's, the latter the first one's, in all of them.
+        """
+        late = time.monotonic() - self.saved_at > SAVE_SECONDS
         with self.speed.paused():  # for the slowest process
-            reasons = gather(self.stop.reason(self.step == self.total_steps))
+            reasons, lates = zip(*gather((self.stop.reason(self.step == self.total_steps), late)), strict=True)
         reason = next(filter(None, reasons), None)
         saved = f"saved after step {self.step} of {self.total_steps}; start again to go on"
-        return reason and (f"{self.stage.title}: {reason[0]}: {saved}", reason[1])
+        return reason and (f"{self.stage.title}: {reason[0]}: {saved}", reason[1]), lates[0]
 
 
 class Best:

@@ -36,6 +36,7 @@ from train.judge.sight import is_blind
 from train.judge.verdict import of_a_difference
 from train.runs.final_model import TrainedLDM
 from train.runs.generated import SEED, settings_of
+from train.runs.so_far import run_of
 from train.stages.generate import generate
 
 GUIDANCES = (1.0, 1.5, 2.0, 3.0)
@@ -108,7 +109,7 @@ def for_a_classifier(model: Path, config: Config, trained: TrainedLDM, choose: b
     They are chosen once and kept beside the model. Where that has not been done it is done now, if `choose`, on the
     models' device; else the config stays as it is. A mixing that the config names stays, too.
     """
-    key, path = settings_of(config.sampling, SEED, trained), model.parent / NAME
+    key, path = settings_of(config.sampling, SEED, trained), run_of(model) / NAME
     del key["sampling"]["guidance"]
 
     def found() -> dict | None:

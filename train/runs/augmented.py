@@ -26,6 +26,7 @@ from train.base.names import composed, located
 from train.base.progress import progress
 from train.runs.folder import locked
 from train.runs.generated import AUGMENTED, SETTINGS, default_folder, refuse_others, refuse_within
+from train.runs.so_far import run_of
 
 MANIFEST, LEFT_OUT = "manifest.csv", "left_out.csv"
 COLUMNS = (
@@ -41,7 +42,7 @@ REPORT = (PAGE, PICTURE, EVALUATION)  # in this order
 def default_augmented(model: Path, settings: dict, per_user: int, sift: bool) -> Path:
     """A folder beside the model, named after that of the generated images, how many, and whether sifted."""
     made = default_folder(model, settings).name
-    return model.parent / "augmented" / f"{made}_{per_user}_per_user{'_sifted' if sift else ''}"
+    return run_of(model) / "augmented" / f"{made}_{per_user}_per_user{'_sifted' if sift else ''}"
 
 
 def claim_folders(real: Path, images: Path, settings: dict, folder: Path, origin: dict) -> None:

@@ -87,15 +87,20 @@ def load_latest(folder: Path) -> Checkpoint | None:
     checkpoints = list_checkpoints(folder)
     for path in reversed(checkpoints):
         try:
-            _require_whole(path)
-            loaded = load_tensors(path / STATE)
-            known = isinstance(loaded.get("step"), int) and isinstance(loaded.get("state"), dict)
-            require(known, f"{path / STATE}: is not a checkpoint of a run")
-            return Checkpoint(path, loaded["step"], loaded["state"])
+            return read_checkpoint(path)
         except (UserError, OSError) as error:
             print(f"checkpoint passed over: {error}", file=sys.stderr)
     require(not checkpoints, f"{folder}: no checkpoint in it is whole; remove it to start from the beginning")
     return None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """UserError where it is damaged."""
+    _require_whole(path)
+    loaded = load_tensors(path / STATE)
+    known = isinstance(loaded.get("step"), int) and isinstance(loaded.get("state"), dict)
+    require(known, f"{path / STATE}: is not a checkpoint of a run")
+    return Checkpoint(path, loaded["step"], loaded["state"])
 
 
 def set_aside_later(folder: Path, step: int) -> None:
@@ -149,10 +154,10 @@ def load_run(folder: Path, total_steps: int, length_key: str, state: dict[str, S
 
 
 class Unchanged:
-    """Hashes of the run's inputs; resuming with others is an error."""
+    """Hashes of the run's inputs; resuming with others is an error, which says what to give `instead`."""
 
-    def __init__(self, **hashes: str):
-        self.hashes = hashes
+    def __init__(self, hashes: dict[str, str], instead: dict[str, str]):
+        self.hashes, self.instead = hashes, instead
 
     def state_dict(self) -> dict[str, str]:
         return self.hashes
@@ -160,7 +165,8 @@ class Unchanged:
     def load_state_dict(self, saved: dict[str, str]) -> None:
         for what, value in self.hashes.items():
             same = saved[what] == value
-            require(same, f"the {what} is not what this run began with; use that, or another output_dir")
+            that = self.instead.get(what, "use that")
+            require(same, f"the {what} is not what this run began with; {that}, or use another output_dir")
 
 
 def require_disk(training: TrainingConfig, model: nn.Module, without_average: Iterable[nn.Parameter] = ()) -> str:

@@ -6,8 +6,6 @@
 Models are folders that `diffusers` opens (train/runs/model_folder.py). The whole folder is replaced at once.
 """
 
-from collections import Counter
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,22 +16,18 @@ from nets.condition import UserConditionEncoder
 from nets.denoiser import UserDenoiser
 from nets.unet import UNet2DConditionModel
 from nets.vae import AutoencoderKL
-from train.base.errors import CONTROL, require
-from train.base.files import read_json, write_json
-from train.base.folders import read_as_one, replacing_folder
-from train.base.names import composed
+from train.base.errors import require
+from train.base.files import write_json
+from train.base.folders import read_as_one
 from train.config.schema import Config
 from train.data.dataset import UserImages
 from train.data.split import Split, save_split
-from train.runs import model_folder, weights
+from train.runs import model_folder, so_far
 from train.runs.folder import CONFIG, SPLIT, save_config
+from train.runs.model_folder import replacing_model
+from train.runs.users import USERS, load_users, save_users
 
 NAME = "final_model"
-USERS = "users.json"
-
-
-def _replacing(folder: Path) -> AbstractContextManager[Path]:
-    return replacing_folder(folder, stale=f"{weights.WEIGHTS}.*")  # an earlier model's, perhaps in another format
 
 
 # ---- VAE
@@ -43,7 +37,7 @@ def save_vae(
     folder: Path, vae: AutoencoderKL, statistics: dict, config: Config, data: UserImages, split: Split
 ) -> None:
     """Save a VAE; `statistics` are of the training images' latents, whose scale `vae.config` has already."""
-    with _replacing(folder) as new:
+    with replacing_model(folder) as new:
         save_split(new / SPLIT, split, data, config.data)
         write_json(new / "latent_statistics.json", statistics)
         save_config(config, new)
@@ -98,7 +92,7 @@ class TrainedLDM:
 def save_ldm(
     folder: Path, denoiser: UserDenoiser, vae: AutoencoderKL, config: Config, data: UserImages, split: Split
 ) -> None:
-    with _replacing(folder) as new:
+    with replacing_model(folder) as new:
         save_config(config, new)
         save_split(new / SPLIT, split, data, config.data)
         save_users(data.user_names, new)
@@ -109,13 +103,11 @@ def save_ldm(
 
 
 def load_ldm(folder: Path, config: Config) -> TrainedLDM:
-    """A trained LDM; UserError where its parts are of different models, or do not fit the config."""
+    """A trained LDM, or that of a checkpoint; UserError where its parts do not go together, or with the config."""
     with read_as_one(folder):
-        vae = model_folder.load(folder / "vae", AutoencoderKL)
-        unet = model_folder.load(folder / "unet", UNet2DConditionModel)
-        encoder = model_folder.load(folder / "condition_encoder", UserConditionEncoder)
-        schedule = make_schedule(model_folder.load_schedule(folder / "scheduler"))
-        users = load_users(folder)
+        found = _of_checkpoint(folder) if so_far.is_checkpoint(folder) else _of_folder(folder)
+    vae, unet, encoder = found.vae, found.denoiser.unet, found.denoiser.user_encoder
+    schedule, users = found.schedule, found.users
     require(vae.config.scaling_factor is not None,
             f"{folder}/vae/config.json: has no scaling_factor, so the VAE's training has not ended")
     for one, its, other, others in (
@@ -131,43 +123,46 @@ def load_ldm(folder: Path, config: Config) -> TrainedLDM:
     steps, timesteps = config.sampling.steps, schedule.config.num_train_timesteps
     require(steps <= timesteps, f"{folder}/scheduler: sampling.steps is {steps}, but the model was trained with "
             f"{timesteps} timesteps; take fewer --steps")
-    return TrainedLDM(vae, UserDenoiser(unet, encoder).eval(), schedule, users)
+    return found
+
+
+def _of_folder(folder: Path) -> TrainedLDM:
+    vae = model_folder.load(folder / "vae", AutoencoderKL)
+    unet = model_folder.load(folder / "unet", UNet2DConditionModel)
+    encoder = model_folder.load(folder / "condition_encoder", UserConditionEncoder)
+    schedule = make_schedule(model_folder.load_schedule(folder / "scheduler"))
+    return TrainedLDM(vae, UserDenoiser(unet, encoder).eval(), schedule, load_users(folder))
+
+
+def _of_checkpoint(folder: Path) -> TrainedLDM:
+    vae, denoiser, config, users = so_far.load(folder)
+    return TrainedLDM(vae, denoiser, make_schedule(config.schedule), users)
 
 
 def trained_users(folder: Path) -> list[str]:
-    """The users' names of an LDM. UserError where the folder holds none."""
-    near = [place for place in (folder / NAME, folder / "ldm" / NAME) if (place / USERS).is_file()]
-    hint = f" (did you mean {near[0]}?)" if near else ""
+    """The users' names of an LDM, or of a checkpoint's. UserError where the folder holds none."""
+    if so_far.is_checkpoint(folder):
+        return so_far.users_of(folder)
+    ended = [place for place in (folder / NAME, folder / "ldm" / NAME) if (place / USERS).is_file()]
+    begun = filter(None, map(so_far.newest, (folder, folder / "ldm", folder.parent)))
+    near = next(iter([*ended, *begun]), None)
+    hint = f" (did you mean {near}?)" if near else ""
     require((folder / USERS).is_file(), f"{folder}: there is no trained LDM here{hint}; run make train-ldm, or give "
-            "the final_model folder of one")
+            "the final_model folder of one, or a checkpoint")
     return load_users(folder)
 
 
 def config_path(folder: Path) -> Path:
     """The config of the run that made the model."""
-    return folder / CONFIG
+    return _nearest(folder, CONFIG)
 
 
 def split_path(folder: Path) -> Path:
     """The split of the run that made the model."""
-    return folder / SPLIT
+    return _nearest(folder, SPLIT)
 
 
-def save_users(names: list[str], folder: Path) -> None:
-    """Write `users.json`: the folder names of the users, in the order of their indices."""
-    write_json(folder / USERS, {"users": names})
-
-
-def load_users(folder: Path) -> list[str]:
-    path = folder / USERS
-    names = read_json(path).get("users")
-    listed = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    require(listed, f"{path}: 'users' must be a list of names")
-    require(names, f"{path}: names no user")
-    names = [composed(name) for name in names]
-    counts = Counter(names)
-    for name in names:  # the folders into which a user's images are written
-        is_a_name = Path(name).name == name and name not in ("", ".", "..") and not CONTROL.search(name)
-        require(is_a_name, f"{path}: the user {name!r} is not the name of a folder")
-        require(counts[name] == 1, f"{path}: the user {name!r} stands there twice")
-    return names
+def _nearest(folder: Path, name: str) -> Path:
+    """A file of the model, or of what it is a part of: a checkpoint of its run, a VAE of an LDM."""
+    places = [place / name for place in (folder, folder.parent, folder.parent.parent)]
+    return next((place for place in places if place.is_file()), places[0])

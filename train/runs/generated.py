@@ -16,6 +16,7 @@ from train.data.images import SUFFIXES, read_image
 from train.runs.final_model import TrainedLDM
 from train.runs.folder import is_free
 from train.runs.pictures import image_grid, user_labels
+from train.runs.so_far import run_of
 
 SETTINGS = "settings.json"
 AUGMENTED = "augmented.json"  # the same of an augmented data set (train/runs/augmented.py)
@@ -43,7 +44,7 @@ def default_folder(model: Path, settings: dict) -> Path:
     """A folder beside the model, named after all that decides the images, so that it never holds others."""
     sampling, short = settings["sampling"], tensors_hash((), settings)[:8]
     name = f"{sampling['sampler']}{sampling['steps']}_guidance{sampling['guidance']:g}_seed{settings['seed']}_{short}"
-    return model.parent / "generated" / name
+    return run_of(model) / "generated" / name
 
 
 def claim_folder(real: Path, folder: Path, settings: dict) -> None:
@@ -136,7 +137,7 @@ def folder_to_judge(
     files = [folder / name for name in (SETTINGS, AUGMENTED) if (folder / name).is_file()]
     theirs = next((made_with for made_with in map(read_json, files) if "weights" in made_with), None)
     if not theirs:  # another program's images, whatever its settings.json holds
-        return folder, model.parent / "evaluations" / real_path(folder).name
+        return folder, run_of(model) / "evaluations" / real_path(folder).name
     same = all(theirs.get(key) == settings[key] for key in settings if key not in ("seed", "sampling"))
     require(same, f"{folder}: holds images that another model made than {model}; give theirs as --model, or make new "
             f"ones {command}")

@@ -1,6 +1,7 @@
 """Saved models and noise schedules: folders of `config.json` and weights, as `diffusers` saves and opens them."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,10 +14,11 @@ from nets.unet import UNet2DConditionModel
 from nets.vae import AutoencoderKL
 from train.base.errors import UserError, require
 from train.base.files import write_json
+from train.base.folders import replacing_folder
 from train.base.sound import what_is_wrong
 from train.runs import diffusers as convert
 from train.runs.diffusers import Options
-from train.runs.weights import load_weights, save_weights
+from train.runs.weights import WEIGHTS, load_weights, save_weights
 
 T = TypeVar("T")
 MODELS = {
@@ -35,6 +37,17 @@ def save(model: nn.Module, folder: Path) -> None:
     require(not wrong, f"{folder}: {wrong}; such a model is not saved")
     save_weights(weights, folder)
     write_json(folder / "config.json", {"_class_name": name} | to_json(model.config))
+
+
+def replacing_model(folder: Path) -> AbstractContextManager[Path]:
+    """A folder to write into that takes the place of this one, without an earlier model's weights."""
+    return replacing_folder(folder, stale=f"{WEIGHTS}.*")  # they may be in another format
+
+
+def replace(model: nn.Module, folder: Path) -> None:
+    """Save a model by itself in the place of an earlier one, at once."""
+    with replacing_model(folder) as new:
+        save(model, new)
 
 
 def load(folder: Path, expected: type[nn.Module] | None = None) -> nn.Module:

@@ -4,8 +4,8 @@ Shapes: B batch, Z h w latents, L context tokens, D their width.
 """
 
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +16,9 @@ from torch import Tensor, nn
 from diffusion.loss import Draws, diffusion_loss, draw
 from diffusion.schedule import ScheduleConfig, make_schedule
 from nets.checkpointing import set_checkpointing
-from nets.condition import UserConditionEncoder
 from nets.denoiser import UserDenoiser
-from nets.unet import UNet2DConditionModel
 from nets.vae import AutoencoderKL
-from train.base.errors import require
+from train.base.errors import UserError, require
 from train.base.files import tensors_hash
 from train.base.processes import on_main
 from train.base.progress import say
@@ -35,10 +33,11 @@ from train.engine.log import METRICS, read_lines
 from train.engine.micro_batch import MicroBatch
 from train.engine.stage import VALIDATION_IMAGES, Stage
 from train.engine.step import make_learner
-from train.runs import final_model
+from train.runs import final_model, so_far
 from train.runs.checkpoint import Stateful
 from train.runs.folder import SPLIT, shared_split
 from train.runs.pictures import PICTURE_BATCH, user_comparison
+from train.runs.so_far import make_denoiser
 from train.stages import memorising
 from train.stages.copies import Originals
 from train.stages.generate import generate
@@ -71,7 +70,7 @@ class LDMStage(Stage):
 
     @classmethod
     def open(cls, config: Config) -> "LDMStage":
-        vae = final_model.load_frozen_vae(vae_folder(config), config)
+        vae = open_vae(config)
         warn_of_vanishing_signal(config.schedule)
         data = load_images(config.data)
         require_users(config, data)
@@ -95,15 +94,16 @@ class LDMStage(Stage):
 
     def choose_split(self, folder: Path) -> None:
         def choose() -> Split:
-            of_vae = final_model.split_path(vae_folder(self.config))
-            split = shared_split(self.data, self.config.data, folder / SPLIT, of_vae)
-            require_sane_latents(self.vae, self.data, split.train, self.device)
+            split = split_for(self.config, self.data)
+            with naming_the_own_vae(self.config):
+                require_sane_latents(self.vae, self.data, split.train, self.device)
             return split
 
         self.split = on_main(choose)
 
     def begin(self, folder: Path) -> None:
-        """Encode every image of the training recordings, if the config says so."""
+        """Keep the VAE with the run; encode every image of the training recordings, if the config says so."""
+        on_main(lambda: so_far.keep(folder, self.vae, self.data.user_names))
         if self.config.latents.cache_latents:
             rows = self.split.training
             moments = cached_moments(self.vae, self.data, rows, folder / "latent_cache", self.device)
@@ -149,7 +149,7 @@ class LDMStage(Stage):
 
     def validate(self, averaged: UserDenoiser, step: int, micro_batch: MicroBatch) -> dict[str, float]:
         """Losses on validation images and on as many training images, and the share of samples that are copies."""
-        copies = self.write_samples(averaged, self.folder / f"samples/{step:08d}.png")
+        copies = self.write_samples(averaged, self.samples_of(step))
         while (losses := micro_batch.attempt(self.validation_losses, averaged, micro_batch.size)) is None:
             micro_batch.halve()
         metrics = {**losses, "copies": copies}
@@ -186,6 +186,13 @@ class LDMStage(Stage):
         rows, asked_for = self.split.training, torch.tensor([user for user, _ in wanted])
         save_picture(user_comparison(data, rows, images, asked_for, SAMPLED_USERS, SAMPLES_PER_USER), path)
         return float(self.originals.find_copies(images, asked_for).accused.float().mean())
+
+    def show(self, averaged: UserDenoiser, step: int, checkpoint: Path) -> str:
+        self.write_samples(averaged, self.samples_of(step))
+        return f"samples in {self.samples_of(step)}, and python -m train.sample --model {checkpoint} makes others"
+
+    def samples_of(self, step: int) -> Path:
+        return self.folder / f"samples/{step:08d}.png"
 
     @property
     def sampled_users(self) -> Tensor:
@@ -232,14 +239,44 @@ class LDMStage(Stage):
         scale = repr(self.vae.config.scaling_factor)
         return {"VAE": tensors_hash(self.vae.state_dict().values(), scale), "data": fingerprint(self.data, self.split)}
 
+    def instead(self) -> dict[str, str]:
+        own = own_vae(self.config)
+        return {"VAE": f"give {own}, its copy, as --vae_path"} if own else {}
+
 
 def vae_folder(config: Config) -> Path:
     return Path(config.latents.vae_path or Path(config.vae_training.output_dir) / final_model.NAME)
 
 
-def make_denoiser(config: Config, num_users: int) -> UserDenoiser:
-    unet = UNet2DConditionModel(replace(config.unet, sample_size=config.latent_side))
-    return UserDenoiser(unet, UserConditionEncoder(replace(config.user_encoder, num_users=num_users)))
+def open_vae(config: Config) -> AutoencoderKL:
+    with naming_the_own_vae(config):
+        return final_model.load_frozen_vae(vae_folder(config), config)
+
+
+def split_for(config: Config, data: UserImages) -> Split:
+    """The split of the run in the config's output_dir, else that of the VAE as far as it knows the images."""
+    own = Path(config.ldm_training.output_dir) / SPLIT
+    return shared_split(data, config.data, own, final_model.split_path(vae_folder(config)))
+
+
+def own_vae(config: Config) -> Path | None:
+    """The copy of its VAE that the run in the config's output_dir has, unless that is what is given."""
+    run = Path(config.ldm_training.output_dir)
+    copies = [so_far.own_vae(run), run / final_model.NAME / "vae"]  # the second also in runs of before
+    there = (copy for copy in copies if copy.is_dir() and copy.resolve() != vae_folder(config).resolve())
+    return next(there, None)
+
+
+@contextmanager
+def naming_the_own_vae(config: Config) -> Iterator[None]:
+    """While entered, a VAE that does not fit is an error that says where the run's own one is."""
+    try:
+        yield
+    except UserError as error:
+        own = own_vae(config)
+        if not own:
+            raise
+        raise UserError(f"{error} (the run's copy of the VAE that it began with is {own})") from error
 
 
 def require_users(config: Config, data: UserImages) -> None:

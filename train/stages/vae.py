@@ -107,7 +107,14 @@ class VAEStage(Stage):
     # ---- validation and export
 
     def validate(self, averaged: AutoencoderKL, step: int, micro_batch: MicroBatch) -> dict[str, float]:
-        return self.measure(averaged, Path(self.training.output_dir) / f"reconstructions/{step:08d}.png")
+        return self.measure(averaged, self.picture_of(step))
+
+    def show(self, averaged: AutoencoderKL, step: int, checkpoint: Path) -> str:
+        self.measure(averaged, self.picture_of(step))
+        return f"reconstructions in {self.picture_of(step)}"
+
+    def picture_of(self, step: int) -> Path:
+        return Path(self.training.output_dir) / f"reconstructions/{step:08d}.png"
 
     def measure(self, vae: AutoencoderKL, picture: Path) -> dict[str, float]:
         """What at most 256 validation images keep; saves a picture of a few, with their reconstructions below."""
