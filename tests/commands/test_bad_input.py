@@ -46,7 +46,7 @@ LDM = "ldm --config tiny.yaml --data_dir data --vae_path v/final_model --output_
 SAMPLE = "sample --model l/final_model --output_dir new"
 EVALUATE = "evaluate --model l/final_model --images l/generated"
 AUGMENT = "augment --model l/final_model --images l/generated --output_dir new --guidance 1.5"
-NO_LDM = "there is no trained LDM here; run make train-ldm, or give the final_model folder of one"
+NO_LDM = "there is no trained LDM here; run make train-ldm, or give the final_model folder of one, or a checkpoint"
 RESUME_VAE = "vae --config tiny.yaml --data_dir data --output_dir v --num_epochs 1"
 RESUME_LDM = "ldm --config tiny.yaml --data_dir data --vae_path v/final_model --output_dir l --num_epochs 1"
 
@@ -493,7 +493,8 @@ MODELS = {
     "the VAE of 3 levels": (lambda: None, LDM + " --set vae.channels=[8,8,8] --resolution 18",
         "--resolution 18: data.resolution 18 cannot be halved 2 times ...; use a multiple of 4"),
     "no UNet": (lambda: shutil.rmtree(f"{L}/unet"), SAMPLE, "l/final_model/unet/config.json: there is no such file"),
-    "no users": (lambda: os.remove(f"{L}/users.json"), SAMPLE, f"l/final_model: {NO_LDM}"),
+    "no users": (lambda: os.remove(f"{L}/users.json"), SAMPLE,
+        f"l/final_model: {NO_LDM.replace(';', ' (did you mean l/checkpoints/step_...);')}"),
     "an empty list of users": (lambda: edit(f"{L}/users.json", users=[]), SAMPLE,
         "l/final_model/users.json: names no user"),
     "a user that leaves the folder": (lambda: edit(f"{L}/users.json", users=["ID1", "ID2", "../x"]), SAMPLE,
@@ -785,7 +786,7 @@ def test_litter_and_odd_images_do_not_disturb(world, monkeypatch, capsys):
     picture("data/ID2/d.jpg", 5, exif=exif.tobytes()[:-3])  # cut short
     Path("data/notes").mkdir()
     others = "data: not used: 2 files of other formats (1 .txt, 1 without a suffix: ID1/notes.txt, ID2/loop)"
-    for line in (VAE, LDM.replace("ldm", "check", 1)):
+    for line in (VAE, LDM.replace("ldm", "check", 1).replace("new", "newer")):
         status, said = call(line, monkeypatch, capsys)
         assert (status or 0) == 0
         assert said.splitlines()[0] == f"{others}; 1 folder without images (notes)"

@@ -164,5 +164,6 @@ def split_path(folder: Path) -> Path:
 
 def _nearest(folder: Path, name: str) -> Path:
     """A file of the model, or of what it is a part of: a checkpoint of its run, a VAE of an LDM."""
-    places = [place / name for place in (folder, folder.parent, folder.parent.parent)]
+    whole = (folder / USERS).is_file()
+    places = [place / name for place in ([folder] if whole else (folder, folder.parent, folder.parent.parent))]
     return next((place for place in places if place.is_file()), places[0])
