@@ -11,12 +11,14 @@ from pathlib import Path
 from PIL import Image
 
 from train.base.errors import require
-from train.base.files import writing
+from train.base.files import read_json, write_json, writing
 from train.base.folders import INCOMPLETE
 from train.base.progress import progress
 from train.config import cli
 from train.data import walkers
 from train.runs.folder import LOCK, is_free, locked
+
+MOVING = ".moving"  # what leaves the incomplete folder, from the first of it to the last
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -42,12 +44,13 @@ def main(argv: list[str] | None = None) -> None:
     # A folder that is there, perhaps a mount point, is filled; else the new one is put in its place when it is whole.
     filled = output.exists()
     part = output / INCOMPLETE if filled else output.with_name(f".{output.name}.part")
-    require(is_free(output), _taken(args.output_dir))
+    require(is_free(output) or (part / MOVING).is_file(), _taken(args.output_dir))
     with writing(args.output_dir):
         part.mkdir(parents=True, exist_ok=True)
     with writing(args.output_dir), locked(part, "simulating"):
-        require(is_free(output), _taken(args.output_dir))  # by another process meanwhile
         try:
+            take_back(part, output)
+            require(is_free(output), _taken(args.output_dir))  # by another process meanwhile
             for left in users(part):  # by a process that was killed
                 shutil.rmtree(left)
             people, condition = range(1, args.users + 1), walkers.CONDITIONS[args.condition]
@@ -56,17 +59,35 @@ def main(argv: list[str] | None = None) -> None:
                 (part / folder).mkdir(exist_ok=True)
                 Image.fromarray(image).save(part / folder / name, compress_level=3)
             if filled:
-                for folder in users(part):
-                    folder.rename(output / folder.name)
+                move(part, output)
             else:
                 part.rename(output)
                 (output / LOCK).unlink()
         finally:
+            take_back(part, output)
             shutil.rmtree(part, ignore_errors=True)
 
 
+def move(part: Path, output: Path) -> None:
+    """Move the users' folders out of one that marks the `output` as incomplete; with the last one the mark goes too."""
+    write_json(part / MOVING, {"users": [folder.name for folder in users(part)]})
+    for folder in users(part):
+        folder.rename(output / folder.name)
+    done = output / f"{INCOMPLETE}.old"
+    shutil.rmtree(done, ignore_errors=True)
+    shutil.rmtree(part.rename(done))
+
+
+def take_back(part: Path, output: Path) -> None:
+    """Move back what a process that did not come to its end has moved, which would pass for a whole data set."""
+    moving = read_json(part / MOVING)["users"] if (part / MOVING).is_file() else []
+    for name in moving:
+        if (output / name).exists() and not (part / name).exists():
+            (output / name).rename(part / name)
+
+
 def users(folder: Path) -> list[Path]:
-    return [entry for entry in folder.iterdir() if entry.name != LOCK]
+    return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
 
 
 def _taken(folder: Path) -> str:

@@ -1,120 +1,87 @@
-"""Kill a training again and again, at random moments: it must end in the same bytes as one that never was.
+"""Kill commands again and again: none may end in other bytes than one that never was, nor leave a mixture meanwhile.
 
     python -m tests.commands.kill_and_resume --kills 50
 
-Each training (VAE with discriminator and EMA; LDM with fp16's loss scale, EMA and dropout) is run once to its end.
-Then it is started, killed with SIGKILL, started again and so on; when it gets to its end it is compared and begun
-anew, until it has been killed so often. Half of the kills wait until the folder of a half-written checkpoint shows
-itself; the others come at a moment drawn from the time that the undisturbed run took, so that they also hit loading,
-validation, the clearing of old checkpoints and the writing of the final model. Moments are seeded; where exactly a
-process is by then is the machine's matter.
+Each command is run once to its end. Then it is started, killed with SIGKILL, started again and so on; when it gets to
+its end it is compared and begun anew, until it has been killed so often. Half of the kills come before one of the
+changes that it makes to the disk (a file opened, a rename, a removal), whichever is drawn; the others at a moment drawn
+from the time that the undisturbed command took. After every kill, what other commands would read is what was there
+before or what is there at the end, as a whole, or is refused.
+
+    vae, ldm     trainings: a VAE with discriminator and EMA; an LDM with fp16's loss scale, EMA and dropout
+    last_save    a finished LDM, trained for longer: another final_model takes the place of the one that is there
+    sample       a folder of images by user
+    evaluate     the report beside these images
+    simulate     a new folder, and one that is there
 """
 
 import argparse
-import contextlib
 import json
-import multiprocessing
-import os
 import random
 import shutil
-import signal
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
+from tests.commands.killing import Running, kill_somewhere, start
 from tests.tiny import make_images
-from train import ldm, vae
-from train.config import cli
-from train.engine import run
+from train.base.errors import UserError
+from train.base.folders import require_complete
+from train.runs.augmented import EVALUATION, REPORT
 from train.runs.checkpoint import load_latest
 
 ROOT = Path(__file__).parents[2]
-COMMON = ["--config", str(ROOT / "tests/tiny.yaml"), "--output_dir", "run", "--save_interval", "2"]
-ARGUMENTS = {
-    "vae": ["--resolution", "32", "--sample_interval", "5", "--set",
-            "vae_loss.adversarial_weight=0.5", "--set", "vae_loss.adversarial_start=3"],
-    "ldm": ["--sample_interval", "7", "--mixed_precision", "fp16"],
-}  # fmt: skip
-LIMIT = 600  # seconds after which a process that does not end is taken to hang
-processes = multiprocessing.get_context("forkserver")  # children that have torch already, and no threads
-processes.set_forkserver_preload(["train.vae", "train.ldm"])
+OUTPUT = ["--output_dir", "run"]
+TRAINING = ["--config", str(ROOT / "tests/tiny.yaml"), *OUTPUT, "--save_interval", "2"]
+VAE = ["--resolution", "32", "--sample_interval", "5", "--set", "vae_loss.adversarial_weight=0.5",
+       "--set", "vae_loss.adversarial_start=3"]  # fmt: skip
+LDM = ["--sample_interval", "7", "--mixed_precision", "fp16"]
+SIMULATE = ["--users", "3", "--images_per_user", "4", "--resolution", "16"]
+SLOW = {"evaluate": 10}  # of these, one kill where the others have so many
+
+Files = dict[str, bytes]
 
 
-def start(stage: str, arguments: list[str], folder: Path) -> multiprocessing.Process:
-    """The command in a process of its own, with `folder` as its working directory: the output is in folder/run."""
-    folder.mkdir(parents=True, exist_ok=True)
-    process = processes.Process(target=_command, args=(stage, arguments, folder))
-    process.start()
-    return process
+# ---- what is compared
 
 
-def _command(stage: str, arguments: list[str], folder: Path) -> None:
-    os.chdir(folder)
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
-    tqdm.set_lock(threading.RLock())  # its own is a semaphore that a killed process leaves behind
-    sys.argv[1:] = arguments
-    run.native_precision = lambda device, precision: precision  # fp16 on the CPU too: the loss scale is to be seen
-    with open("output.txt", "a") as output, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-        cli.run(lambda _: {"vae": vae.main, "ldm": ldm.main}[stage](arguments))
-
-
-def finish(process: multiprocessing.Process, folder: Path) -> None:
-    process.join(LIMIT)
-    if process.exitcode != 0:
-        process.kill()
-        raise AssertionError(f"exit code {process.exitcode}, see {folder / 'output.txt'}")
-
-
-def kill_somewhere(process: multiprocessing.Process, folder: Path, rng: random.Random, seconds: float) -> str | None:
-    """Kill it; where it was by then, as far as its files tell; None where it had ended already."""
-    checkpoints = folder / "run/checkpoints"
-    if rng.random() < 0.5:
-        saves = rng.randrange(1, 6)
-        seen: set[str] = set()
-        while process.is_alive() and len(seen) < saves:
-            seen |= half_written(checkpoints)
-            time.sleep(0.0005)
-        time.sleep(rng.uniform(0, 0.01))
-    else:
-        process.join(rng.uniform(0, seconds))
-    process.kill()
-    process.join()
-    if process.exitcode != -signal.SIGKILL:
-        finish(process, folder)
-        return None
-    if half_written(checkpoints):
-        return "inside a save"
-    if not any(checkpoints.glob("step_*")):
-        return "before the first checkpoint"
-    if (folder / "run/final_model").exists():
-        return "while the final model was written"
-    return "between two saves"
-
-
-def half_written(checkpoints: Path) -> set[str]:
-    return {path.name for path in checkpoints.glob(".step_*.tmp")}
-
-
-def assert_same_end(whole: Path, killed: Path) -> None:
-    """All files of the final model, all that the last checkpoint holds, and the curves."""
-    ours, theirs = (contents(folder / "run/final_model") for folder in (whole, killed))
-    differing = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
-    assert not differing, f"{killed}: not as in {whole}: {', '.join(differing)}"
-    ours, theirs = (load_latest(folder / "run/checkpoints") for folder in (whole, killed))
-    assert ours.path.name == theirs.path.name
-    assert list(leaves(ours.state)) == list(leaves(theirs.state))
-    assert losses(whole) == losses(killed)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
+def contents(folder: Path) -> Files:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def model(folder: Path) -> Files:
+    return contents(folder / "run/final_model")
+
+
+def pictures(folder: Path) -> Files:
+    """What others would read of a folder of images; nothing where they would refuse it."""
+    try:
+        require_complete(folder / "run")
+    except UserError:
+        return {}
+    return {name: content for name, content in contents(folder / "run").items() if "/" in name}
+
+
+def report(folder: Path) -> Files:
+    """What the judge has left, which is complete where its figures are there."""
+    files = {name: content for name, content in contents(folder / "run").items() if name in REPORT}
+    return files if EVALUATION in files else {}
+
+
+def state(folder: Path) -> list:
+    """Everything in the last checkpoint of a training, and its curves."""
+    latest = load_latest(folder / "run/checkpoints")
+    lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+    measured = ("images_per_second", "peak_memory_bytes")
+    curves = [{key: value for key, value in line.items() if key not in measured} for line in lines]
+    return [latest.path.name, *leaves(latest.state), curves]
 
 
 def leaves(value: object, name: str = "") -> Iterator[tuple[str, object]]:
@@ -129,59 +96,133 @@ def leaves(value: object, name: str = "") -> Iterator[tuple[str, object]]:
         yield name, value
 
 
-def losses(folder: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("images_per_second", "peak_memory_bytes")} for line in lines]
+# ---- the commands
 
 
-def undisturbed(stage: str, arguments: list[str], folder: Path) -> Path:
-    """The folder of a run that nobody kills."""
-    finish(start(stage, arguments, folder), folder)
-    return folder
+@dataclass(frozen=True)
+class Command:
+    name: str
+    arguments: list[str]
+    readable: Callable[[Path], Files]
+    """What other commands would read after it was killed; nothing where there is nothing, or they would refuse it."""
+    end: Callable[[Path], object] = lambda folder: None
+    """What is compared at its end beside that."""
+    before: Path | None = None
+    """A copy of this folder is where it begins."""
+    once: bool = False
+    """Whether it refuses to begin where it has come to its end."""
+
+    def begin(self, folder: Path) -> None:
+        if self.before:
+            shutil.copytree(self.before, folder)
+        else:
+            folder.mkdir(parents=True)
 
 
-def trial(stage: str, arguments: list[str], folder: Path, kills: int, seed: int) -> Counter:
-    """Kill this training so often; how many kills fell where. AssertionError where an end is not the same."""
-    killed, began = folder / "killed", time.monotonic()
-    whole = undisturbed(stage, arguments, folder / "whole")
-    seconds = time.monotonic() - began
+def undisturbed(command: Command, folder: Path) -> Running:
+    """The command, begun or gone on with in the folder, which nobody kills, at its end."""
+    if not folder.exists():
+        command.begin(folder)
+    running = start(command.name, command.arguments, folder)
+    running.finish()
+    return running
+
+
+def assert_same_end(command: Command, whole: Path, killed: Path) -> None:
+    ours, theirs = command.readable(whole), command.readable(killed)
+    differing = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
+    assert not differing, f"{killed}: not as in {whole}: {', '.join(differing)}"
+    assert ours, f"{whole}: {command.name} has left nothing"
+    assert command.end(whole) == command.end(killed)
+
+
+def assert_no_mixture(command: Command, whole: Path, killed: Path) -> None:
+    """What can be read now is nothing, or all that was there before, or all that is there at the end."""
+    there = command.readable(killed)
+    before = command.readable(command.before) if command.before else {}
+    assert there in ({}, before, command.readable(whole)), f"{killed}: a mixture can be read: {', '.join(there)}"
+
+
+def trial(command: Command, folder: Path, kills: int, seed: int) -> Counter:
+    """Kill this command so often; how many kills fell where. AssertionError where an end is not the same."""
+    whole, killed = folder / "whole", folder / "killed"
+    first = undisturbed(command, whole)
+    seconds = time.monotonic() - first.began
     rng, where, ends = random.Random(seed), Counter(), 0
     while where.total() < kills:
-        began, anew = time.monotonic(), not killed.exists()
-        place = kill_somewhere(start(stage, arguments, killed), killed, rng, seconds)
-        if place:
-            where[place] += 1
-        elif anew:  # the machine may have become faster
-            seconds = time.monotonic() - began
-        if not place or where.total() == kills:
-            assert_same_end(whole, undisturbed(stage, arguments, killed) if place else killed)
+        if not killed.exists():
+            command.begin(killed)
+        running, was_killed = kill_somewhere(command.name, command.arguments, killed, rng, len(first.changes), seconds)
+        if was_killed:
+            where[running.place] += 1
+            assert_no_mixture(command, whole, killed)
+        ended = not was_killed or (command.once and command.readable(killed) == command.readable(whole))
+        if ended or where.total() == kills:
+            if not ended:
+                undisturbed(command, killed)
+            assert_same_end(command, whole, killed)
             shutil.rmtree(killed)
             ends += 1
-            print(f"{stage}: {where.total()} of {kills} kills, {ends} runs came to their end", file=sys.stderr)
-    where["runs that came to their end, all in the same bytes"] = ends
+            print(f"{folder.name}: {where.total()} of {kills} kills, {ends} came to their end", file=sys.stderr)
     return where
 
 
-def commands(folder: Path, epochs: int) -> dict[str, list[str]]:
-    """The arguments of both trainings; they share images, and the LDM has the VAE of an undisturbed run."""
-    common = [*COMMON, "--data_dir", str(make_images(folder / "data")), "--num_epochs", str(epochs)]
-    trained = undisturbed("vae", common, folder / "vae_for_ldm") / "run/final_model"
-    return {"vae": [*common, *ARGUMENTS["vae"]], "ldm": [*common, *ARGUMENTS["ldm"], "--vae_path", str(trained)]}
+def commands(folder: Path, epochs: int) -> dict[str, Command]:
+    """All that is killed. The trainings share images, and the LDM has the VAE of an undisturbed run."""
+    common = [*TRAINING, "--data_dir", str(make_images(folder / "data"))]
+    in_epochs = [*common, "--num_epochs", str(epochs)]
+    undisturbed(Command("vae", in_epochs, model), folder / "vae_for_ldm")
+    of_ldm = [*LDM, "--vae_path", str(folder / "vae_for_ldm/run/final_model")]
+    walkers = partial(Command, "simulate", [*SIMULATE, *OUTPUT], pictures, once=True)
+    return {
+        "vae": Command("vae", [*in_epochs, *VAE], model, state),
+        "ldm": Command("ldm", [*in_epochs, *of_ldm], model, state),
+        "last_save": last_save([*common, *of_ldm], folder / "last_save_before"),
+        "simulate": walkers(),
+        "simulate_in_place": walkers(before=mount_point(folder / "mount")),
+    }
+
+
+def last_save(arguments: list[str], folder: Path) -> Command:
+    """Of an LDM of which all steps are taken, and whose final_model is still the one of fewer epochs."""
+    longer = Command("ldm", [*arguments, "--num_epochs", "3"], model, state, before=folder)
+    undisturbed(Command("ldm", [*arguments, "--num_epochs", "2"], model), folder)
+    shorter = shutil.move(folder / "run/final_model", folder / "shorter")
+    undisturbed(longer, folder)
+    shutil.rmtree(folder / "run/final_model")
+    shutil.move(shorter, folder / "run/final_model")
+    return longer
+
+
+def mount_point(folder: Path) -> Path:
+    (folder / "run").mkdir(parents=True)
+    (folder / "run/.somebody's").write_text("hidden")
+    return folder
+
+
+def of_a_model(folder: Path, trained: Path) -> dict[str, Command]:
+    """Those that need a trained LDM."""
+    sample = Command("sample", ["--model", str(trained), "--num_images", "3", *OUTPUT], pictures)
+    undisturbed(sample, folder / "sampled")
+    judge = ["--model", str(trained), "--images", "run", "--quick"]
+    return {"sample": sample, "evaluate": Command("evaluate", judge, report, before=folder / "sampled")}
 
 
 def main() -> None:
     name = "python -m tests.commands.kill_and_resume"
     parser = argparse.ArgumentParser(prog=name, description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=50, help="of each training")
+    parser.add_argument("commands", nargs="*", help="only these, of all that there are")
+    parser.add_argument("--kills", type=int, default=50, help="of each command")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        arguments = commands(folder, epochs=6)
-        for stage in ("vae", "ldm"):
-            began = time.monotonic()
-            where = trial(stage, arguments[stage], folder / stage, args.kills, args.seed)
-            print(f"{stage}: killed {args.kills} times in {time.monotonic() - began:.0f} s")
+        folder = Path(name).resolve()
+        killed = commands(folder, epochs=6)
+        killed |= of_a_model(folder, folder / "last_save_before/run/final_model")
+        for what in args.commands or killed:
+            began, kills = time.monotonic(), -(-args.kills // SLOW.get(what, 1))
+            where = trial(killed[what], folder / what, kills, args.seed)
+            print(f"{what}: killed {kills} times in {time.monotonic() - began:.0f} s, the last change begun being")
             for place, count in where.most_common():
                 print(f"  {count:4} {place}")
 

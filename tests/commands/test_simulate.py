@@ -3,13 +3,13 @@
 import errno
 import os
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.commands.killing import start
 from train import simulate
 from train.base.errors import UserError
 from train.data import walkers
@@ -109,23 +109,39 @@ def test_two_at_once_do_not_touch_each_others_pictures(tmp_path, there):
     assert files(tmp_path) == ["data/ID1/rec01_00.png", "data/ID2/rec01_00.png"]
 
 
-def test_a_folder_that_was_filled_in_part_is_not_trained_on(tmp_path, monkeypatch):
-    """Killed while the users' folders move to their place."""
+def test_a_folder_that_was_filled_in_part_is_refused_and_filled(tmp_path):
+    """Killed before each of the last changes: both users' folders move, and the mark goes with what is left."""
+    (tmp_path / "whole").mkdir()
+    whole = start("simulate", [*FEW, "--output_dir", "whole"], tmp_path)
+    whole.finish()
+    refused = []
+    for change in range(len(whole.changes) - 4, len(whole.changes) - 1):
+        output = tmp_path / f"data{change}"
+        output.mkdir()
+        arguments = [*FEW, "--output_dir", str(output)]
+        assert start("simulate", arguments, tmp_path, kill_before=change).was_killed
+        refused.append((output / ".incomplete").exists())
+        if refused[-1]:
+            with pytest.raises(UserError, match="is not complete"):
+                scan(output)
+            simulate.main(arguments)
+        assert [name for name in files(output) if name[0] != "."] == ["ID1/rec01_00.png", "ID2/rec01_00.png"]
+    assert refused == [True, True, False]
+
+
+def test_a_move_that_ends_in_an_error_is_taken_back(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
+    whole = Path.rename
 
-    def killed(*_, **__):
-        raise KeyboardInterrupt
+    def fail(old, new):
+        if old.name == "ID2":
+            raise KeyboardInterrupt
+        return whole(old, new)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
-        patch.setattr(Path, "rename", killed)
-        with pytest.raises(KeyboardInterrupt):
-            simulate.main([*FEW, "--output_dir", str(tmp_path / "data")])
-    (tmp_path / "data/.incomplete/ID1").rename(tmp_path / "data/ID1")
-    with pytest.raises(UserError, match="data: is not complete"):
-        scan(tmp_path / "data")
-    with pytest.raises(UserError, match="is not an empty folder"):
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(KeyboardInterrupt):
         simulate.main([*FEW, "--output_dir", str(tmp_path / "data")])
+    assert list((tmp_path / "data").iterdir()) == []
 
 
 def test_a_full_disk_is_answered_with_the_name_of_the_folder(tmp_path, monkeypatch):
