@@ -1,11 +1,13 @@
 """What judges say of a VAE's reconstructions, and that they neither touch the training nor see what is held out."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.tiny import tiny, tiny_images, tiny_vae
+from train.base.errors import UserError
 from train.data.dataset import UserImages
 from train.data.split import make_split
 from train.engine.run import train_stage
@@ -134,6 +136,15 @@ def test_what_has_been_judged_is_said_again_without_judges(ended, monkeypatch):
     assert warned_again.splitlines()[-1] == warned.splitlines()[-1]
     ended(identity)  # another VAE
     assert asked == ["network"]
+
+
+def test_a_judgement_that_somebody_altered_is_refused(ended, tmp_path):
+    ended(grey)
+    kept = json.loads((tmp_path / "judged.json").read_text())
+    del kept["ridge regression"]["says"]
+    (tmp_path / "judged.json").write_text(json.dumps(kept))
+    with pytest.raises(UserError, match=r"judged\.json: is not as it was written; delete it to have the reconstr"):
+        ended(grey)
 
 
 def test_what_is_held_out_is_never_looked_at(ended, tmp_path):

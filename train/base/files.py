@@ -1,5 +1,6 @@
 """Files that are either complete or absent, JSON, files of tensors, and hashes."""
 
+import csv
 import errno
 import hashlib
 import json
@@ -25,6 +26,9 @@ LOAD_ERRORS = (
     RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, EOFError,
     OSError, struct.error, zipfile.BadZipFile,
 )  # fmt: skip
+
+# What code raises that takes values out of a file of ours that somebody has altered.
+ALTERED = (LookupError, TypeError, ValueError, AttributeError, csv.Error)
 
 # What file systems say that cannot sync a folder, such as some on a network; the renames in it are theirs to keep.
 NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -101,6 +105,26 @@ def read_json(path: Path) -> dict:
         raise UserError(f"{path}: {disguise(path) or f'cannot be read as JSON ({error})'}") from error
     require(isinstance(value, dict), f"{path}: must hold a JSON object, not {type(value).__name__}")
     return value
+
+
+def read_names(path: Path, key: str) -> list[str]:
+    """The names under a key of a JSON file."""
+    names = read_json(path).get(key)
+    listed = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    require(listed, f"{path}: {key!r} must be a list of names")
+    return names
+
+
+@contextmanager
+def as_written(path: Path, instead: str) -> Iterator[None]:
+    """Around all that takes values out of a file of ours: UserError, with what to do `instead`, where they are others.
+
+    Nothing else belongs within, since a bug of ours would be blamed on the file.
+    """
+    try:
+        yield
+    except ALTERED as error:
+        raise UserError(f"{path}: is not as it was written; {instead}") from error
 
 
 def load_tensors(path: Path) -> dict:

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from train.base.files import read_json, write_json
+from train.base.files import as_written, read_json, write_json
 from train.base.processes import on_main
 from train.base.progress import progress
 from train.base.units import percent
@@ -46,6 +46,7 @@ MOST_OF_EACH, MOST = 10, 200  # images that are generated in one way, of each us
 MOST_ASKED = 2000  # real images
 SEEDS = 2
 NAME = "purpose_augment.json"  # beside the model
+CHOSEN = ("guidance", "mix_above")  # keys of the config
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +116,9 @@ def for_a_classifier(model: Path, config: Config, trained: TrainedLDM, choose: b
     def found() -> dict | None:
         kept = read_json(path) if path.is_file() else {}
         if kept.get("of") == key:
-            return kept["chosen"]
+            with as_written(path, "delete it to have guidance and mixing chosen again"):
+                chosen = replace(config.sampling, **{name: kept["chosen"][name] for name in CHOSEN})
+                return {name: getattr(chosen, name) for name in CHOSEN}
         return choose_now(model, config, trained, key, path) if choose else None
 
     chosen = on_main(found)
@@ -155,7 +158,7 @@ def choose_now(model: Path, config: Config, trained: TrainedLDM, key: dict, path
 
 def keys_of(one: Tried) -> dict[str, float | None]:
     """What is chosen, by the names in the config."""
-    return {"guidance": one.sampling.guidance, "mix_above": one.sampling.mix_above}
+    return {name: getattr(one.sampling, name) for name in CHOSEN}
 
 
 def generated(
