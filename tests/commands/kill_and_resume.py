@@ -70,9 +70,13 @@ def pictures(folder: Path) -> Files:
 
 
 def report(folder: Path) -> Files:
-    """What the judge has left, which is complete where its figures are there."""
+    """What the judge has left, which is complete where its figures are there; but for the time that it took."""
     files = {name: content for name, content in contents(folder / "run").items() if name in REPORT}
-    return files if EVALUATION in files else {}
+    if EVALUATION not in files:
+        return {}
+    figures = json.loads(files[EVALUATION])
+    del figures["seconds"]
+    return files | {EVALUATION: json.dumps(figures).encode()}
 
 
 def state(folder: Path) -> list:

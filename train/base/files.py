@@ -94,6 +94,7 @@ def read_json(path: Path) -> dict:
         with open_file(path) as file:
             value = json.loads(file.read())
     except FileNotFoundError:
+        require(not path.is_symlink(), f"{path}: is a link to nowhere; copy the file that it means")
         deeper = [place.parent for place in path.parent.glob(f"*/{path.name}")]  # such as final_model in a run
         hint = f" (did you mean {deeper[0]}?)" if len(deeper) == 1 else ""
         raise UserError(f"{path}: there is no such file{hint}") from None
