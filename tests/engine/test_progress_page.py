@@ -61,7 +61,7 @@ def test_a_page_reads_itself_again_while_the_run_goes_on(written, step, stopped,
 def test_a_page_holds_its_curves_and_its_pictures_over_time(written):
     curves, *shown = pictures_of(written(100))
     assert curves.width > 100
-    assert [image.getpixel((0, 0)) for image in shown] == [10, 20, 40, 50, 60, 70, 90, 100]
+    assert [image.getpixel((0, 0)) for image in shown] == [100, 90, 70, 60, 50, 40, 20, 10]
     assert "after step 40" in written(100)
 
 

@@ -50,9 +50,10 @@ class ProgressPage:
         }
         listed = ([element("dt", name), element("dd", figure)] for name, figure in facts.items() if figure)
         shown = some_of(sorted(stage.picture_of(step).parent.glob("*.png")))
+        made = [picture(read(path), f"after step {int(path.stem):,}") for path in reversed(shown)]
         parts = {
             "Curves": picture(read(log.curves_path), "by optimizer step; each scale is that of the names above it"),
-            "What it makes": joined(picture(read(path), f"after step {int(path.stem):,}") for path in shown),
+            "What it makes, newest first": element("div", *made, class_="pair") if made else "",
             "Memory": memory_table(memory),
         }
         sections = joined(element("section", element("h2", name), what) for name, what in parts.items() if what)
