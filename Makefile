@@ -29,12 +29,13 @@ TORCH  ?= torch==2.13.0
 PYTHON  := $(if $(VENV),$(VENV)/bin/python,python3)
 READY   := $(if $(VENV),$(VENV)/.installed)
 TOOLS   := $(if $(VENV),$(VENV)/.installed-tests)
+# None is trained where another is named, or for a run that begins from another one's weights: it needs that one's.
 OWN     := $(OUT)/vae/final_model/config.json
 ifdef VAE
 override export VAE := $(value VAE)
 else
 export VAE := $(dir $(OWN))
-OWN_VAE := $(OWN)
+OWN_VAE := $(if $(findstring --init,$(ARGS)),,$(OWN))
 endif
 MODEL   := $(OUT)/ldm/final_model
 # What is not given is the config's matter and not passed on. The built-in data set is made where DATA or the config

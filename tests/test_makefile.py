@@ -109,6 +109,7 @@ def test_a_vae_that_is_named_is_used_and_none_is_trained(environment):
     found = flags("ldm", *arguments, **environment)
     assert found[found.index("--vae_path") + 1] == "~/my own/$NAME"
     assert "train.vae" not in make("-n", *arguments, **environment)
+    assert "train.vae" not in make("-n", "train-ldm", "OUT=o", "ARGS=--init_from runs/x/ldm/final_model")
     assert SIMULATE in make("-n", *arguments, **environment)
     own = flags("ldm", "train-ldm", "OUT=o")
     assert own[own.index("--vae_path") + 1] == "o/vae/final_model/"

@@ -114,6 +114,8 @@ def other_vae(place: Path) -> list[str]:
     ("more", "sentence"),
     [
         (other_vae, "its UNet knows the latents of another VAE; give its own, {model}/vae, as --vae_path"),
+        (["--vae_path", "{place}/none"], "there is no VAE here; train one (python -m train.vae) or give its folder as "
+         "--vae_path (to begin from {model} takes its VAE, {model}/vae)"),
         (["--set", "unet.channels=[8, 8]"], "is another model (unet.channels is (8, 16) there, (8, 8) here)"),
         (["--set", "user_encoder.tokens_per_user=2"], "user_encoder.tokens_per_user is 1 there, 2 here"),
         (["--set", "schedule.prediction=noise"], "schedule.prediction is 'velocity' there, 'noise' here"),

@@ -70,7 +70,7 @@ def open_beginning(config: Config, vae: AutoencoderKL) -> Beginning | None:
         return None
     trained = final_model.load_ldm(model, Config.read(final_model.config_path(model)))
     same = vae_hash(trained.vae) == vae_hash(vae)
-    require(same, f"init_from {model}: its UNet knows the latents of another VAE; give its own, {_vae_of(model)}, as "
+    require(same, f"init_from {model}: its UNet knows the latents of another VAE; give its own, {vae_of(model)}, as "
             "--vae_path")
     differing = list(_differing(config, trained))
     require(not differing, f"init_from {model}: is another model ({some(differing)}); set that as it is there, or "
@@ -83,7 +83,8 @@ def vae_hash(vae: AutoencoderKL) -> str:
     return tensors_hash(vae.state_dict().values(), repr(vae.config.scaling_factor))
 
 
-def _vae_of(model: Path) -> Path:
+def vae_of(model: Path) -> Path:
+    """The VAE that an LDM, or a checkpoint's, was trained with."""
     return so_far.own_vae(so_far.run_of(model)) if so_far.is_checkpoint(model) else model / "vae"
 
 

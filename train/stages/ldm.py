@@ -38,7 +38,7 @@ from train.runs.folder import SPLIT, shared_split
 from train.runs.pictures import PICTURE_BATCH, user_comparison
 from train.runs.so_far import make_denoiser
 from train.stages import memorising
-from train.stages.beginning import Beginning, model_to_begin_from, open_beginning, vae_hash
+from train.stages.beginning import Beginning, model_to_begin_from, open_beginning, vae_hash, vae_of
 from train.stages.copies import Originals
 from train.stages.generate import generate
 
@@ -277,14 +277,16 @@ def own_vae(config: Config) -> Path | None:
 
 @contextmanager
 def naming_the_own_vae(config: Config) -> Iterator[None]:
-    """While entered, a VAE that does not fit is an error that says where the run's own one is."""
+    """While entered, a VAE that does not fit is an error that says where the run's own one, or a new run's, is."""
     try:
         yield
     except UserError as error:
-        own = own_vae(config)
-        if not own:
-            raise
-        raise UserError(f"{error} (the run's copy of the VAE that it began with is {own})") from error
+        own, model = own_vae(config), model_to_begin_from(config)
+        if own:
+            raise UserError(f"{error} (the run's copy of the VAE that it began with is {own})") from error
+        if model and vae_folder(config) != vae_of(model):
+            raise UserError(f"{error} (to begin from {model} takes its VAE, {vae_of(model)})") from error
+        raise
 
 
 def require_users(config: Config, data: UserImages) -> None:
