@@ -32,8 +32,9 @@ OUTPUT = {
     "sample": "folder of the images (default: generated/ beside the model)",
     "augment": "folder of the data set (default: augmented/ beside the model)",
 }
-# The config keys of the flags that commands have which generate images.
+# The config keys of the flags that commands have which generate images, or train an LDM.
 SAMPLING = {flag: (f"sampling.{flag}",) for flag in ("sampler", "steps", "guidance")}
+BEGINNING = {"init_from": ("ldm_training.init_from",)}
 
 
 def flag_keys(stage: str) -> dict[str, tuple[str, ...]]:
@@ -105,19 +106,23 @@ def make_parser(command: str, text: str | None, stage: str) -> Parser:
     more = "change one value of the config"
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help=more)
     for flag, keys in flag_keys(stage).items():
-        names = dict.fromkeys([f"--{flag}", f"--{flag.replace('_', '-')}"])
         means = meaning(keys)
         if flag not in USED.get(command, (flag,)) or flag in UNUSED.get(command, ()):
             means = argparse.SUPPRESS
         elif flag == "output_dir":
             means = OUTPUT.get(command, means)
-        parser.add_argument(*names, dest=flag, default=None, help=means)
+        parser.add_argument(*spellings(flag), dest=flag, default=None, help=means)
     return parser
 
 
-def add_sampling(parser: Parser) -> None:
-    for flag, keys in SAMPLING.items():
-        parser.add_argument(f"--{flag}", help=meaning(keys))
+def add_flags(parser: Parser, more: dict[str, tuple[str, ...]]) -> None:
+    """A command's own flags, with the config keys that they set."""
+    for flag, keys in more.items():
+        parser.add_argument(*spellings(flag), dest=flag, help=meaning(keys))
+
+
+def spellings(flag: str) -> dict[str, None]:
+    return dict.fromkeys([f"--{flag}", f"--{flag.replace('_', '-')}"])
 
 
 def meaning(keys: tuple[str, ...]) -> str:
