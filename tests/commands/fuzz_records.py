@@ -96,7 +96,7 @@ def records(folder: Path) -> list[Record]:
     record(model / "scheduler/scheduler_config.json", None, partial(model_folder.load_schedule, model / "scheduler"))
     record(model / "users.json", None, partial(load_users, model))
     split = model / "split.json"
-    record(split, None, partial(load_split, split, data, config.data), partial(adapt_split, split, data, config.data),
+    record(split, None, partial(load_split, split, data, config.data), partial(adapt_split, [split], data, config.data),
            partial(training_images, split))  # fmt: skip
     record(model / "config.yaml", None, partial(Config.read, model / "config.yaml"))
     record(folder / "tiny.yaml", PATH.read_text(), partial(Config.read, folder / "tiny.yaml"))

@@ -8,11 +8,13 @@ import os
 import pickle
 import re
 import struct
+import sys
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +22,8 @@ from torch import Tensor
 from train.base.errors import UserError, require
 from train.base.first_bytes import disguise, not_numbers, open_file
 from train.base.units import in_units
+
+T = TypeVar("T")
 
 # What torch.load and load_state_dict raise for a file that is cut off, altered or of another kind.
 LOAD_ERRORS = (
@@ -126,6 +130,21 @@ def as_written(path: Path, instead: str) -> Iterator[None]:
         yield
     except ALTERED as error:
         raise UserError(f"{path}: is not as it was written; {instead}") from error
+
+
+def kept_in(path: Path, take: Callable[[dict], T | None]) -> T | None:
+    """What `take` finds in a JSON file that only saves making it again; None where there is no such file.
+
+    And where it is damaged or altered, which a line says.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with as_written(path, "what it kept is made again"):
+            return take(read_json(path))
+    except UserError as error:
+        print(f"passed over: {error}", file=sys.stderr)
+        return None
 
 
 def load_tensors(path: Path) -> dict:

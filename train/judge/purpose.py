@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from train.base.files import as_written, read_json, write_json
+from train.base.files import kept_in, write_json
 from train.base.processes import on_main
 from train.base.progress import progress
 from train.base.units import percent
@@ -113,13 +113,15 @@ def for_a_classifier(model: Path, config: Config, trained: TrainedLDM, choose: b
     key, path = settings_of(config.sampling, SEED, trained), run_of(model) / NAME
     del key["sampling"]["guidance"]
 
+    def of_this(kept: dict) -> dict | None:
+        if kept.get("of") != key:
+            return None
+        chosen = {name: kept["chosen"][name] for name in CHOSEN}
+        replace(config.sampling, **chosen)  # whose checks they have to pass
+        return chosen
+
     def found() -> dict | None:
-        kept = read_json(path) if path.is_file() else {}
-        if kept.get("of") == key:
-            with as_written(path, "delete it to have guidance and mixing chosen again"):
-                chosen = replace(config.sampling, **{name: kept["chosen"][name] for name in CHOSEN})
-                return {name: getattr(chosen, name) for name in CHOSEN}
-        return choose_now(model, config, trained, key, path) if choose else None
+        return kept_in(path, of_this) or (choose_now(model, config, trained, key, path) if choose else None)
 
     chosen = on_main(found)
     return replace(config, sampling=replace(config.sampling, **chosen)) if chosen else config

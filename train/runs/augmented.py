@@ -20,7 +20,7 @@ from pathlib import Path
 from PIL import Image
 
 from train.base.errors import require
-from train.base.files import as_json, as_written, read_json, real_path, replacing, write_json
+from train.base.files import as_json, as_written, kept_in, read_json, real_path, replacing, write_json
 from train.base.folders import filling
 from train.base.names import composed, located
 from train.base.progress import progress
@@ -141,9 +141,7 @@ def save_report(folder: Path, judged: dict, page: str, picture: Image.Image) -> 
 
 def report_of(folder: Path, key: str) -> dict | None:
     """The judgement that lies in the folder, if it is the one with this key."""
-    path = folder / EVALUATION
-    there = read_json(path) if path.is_file() else {}
-    return there if there.get("of") == key else None
+    return kept_in(folder / EVALUATION, lambda there: there if there.get("of") == key else None)
 
 
 def bring_report(images: Path | None, folder: Path) -> dict | None:
