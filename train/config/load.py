@@ -323,7 +323,7 @@ def _value(kind: Any, node: Node, name: str) -> Any:
     elif isinstance(node.value, str) and {str, PathText} & {kind, *args}:
         hint = "; put it in quotes if it is text"
         if UNWRITABLE.search(node.override or node.value):
-            hint = ", which holds a character that no file can hold"
+            hint = ", which holds a character that no file can hold (of a letter, set PYTHONUTF8=1)"
     raise UserError(f"{node.origin}: {name} must be {_describe(kind)}, not {node}{hint}")
 
 

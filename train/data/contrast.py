@@ -8,10 +8,15 @@ from train.base.errors import some
 FEW_LEVELS = 64  # of 256: what 14-bit values in a 16-bit file span
 
 
+def are_flat(images: Tensor) -> Tensor:
+    """Which of the images (N, C, H, W) are of a single colour: bool (N,)."""
+    return (images.flatten(2).amin(2) == images.flatten(2).amax(2)).all(1)
+
+
 def poor_contrast(images: Tensor, names: list[str]) -> list[str]:
     """A sentence about the images, uint8 (N, C, H, W), of one colour, and one about those of few grey levels."""
     darkest, brightest = images.flatten(2).amin(2).int(), images.flatten(2).amax(2).int()  # N C
-    flat = (darkest == brightest).all(1)
+    flat = are_flat(images)
     levels = brightest.amax(1) - darkest.amin(1) + 1
     faint = (levels < FEW_LEVELS) & ~flat
     said = []
