@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,8 @@ from torch import nn
 from diffusion.sampling import SamplingConfig
 from diffusion.schedule import ScheduleConfig, make_schedule
 from tests.tiny import tiny, tiny_denoiser, tiny_vae
+from train.base import folders
+from train.base.errors import UserError
 from train.base.randomness import generator
 from train.data.images import to_uint8
 from train.engine.step import NotFinite
@@ -165,3 +168,23 @@ def test_images_that_show_nothing_are_counted(models, tmp_path, capsys):
         warned = [line for line in capsys.readouterr().err.splitlines() if "colour" in line]
         assert len(warned) == bool(said)
         assert said in "".join(warned)
+
+
+def test_a_folder_killed_after_its_last_image_is_complete_the_next_time(models, tmp_path, monkeypatch):
+    model, vae, schedule = models
+    trained, paths = TrainedLDM(vae, model, schedule, ["a", "b", "c"]), {(0, 0): tmp_path / "a/0.png"}
+
+    unlink = Path.unlink
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        if path.name == folders.INCOMPLETE:
+            raise KeyboardInterrupt
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "unlink", killed)
+        fill(tmp_path, trained, tiny().sampling, 0, paths)
+    with pytest.raises(UserError, match="is not complete"):
+        folders.require_complete(tmp_path)
+    assert fill(tmp_path, trained, tiny().sampling, 0, paths) == 1
+    folders.require_complete(tmp_path)

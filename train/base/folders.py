@@ -83,10 +83,13 @@ def filling(folder: Path, files: Iterable[Path]) -> Iterator[None]:
         marker.unlink()
 
 
+def is_complete(folder: Path) -> bool:
+    return not os.path.lexists(folder / INCOMPLETE)
+
+
 def require_complete(folder: Path) -> None:
-    complete = not os.path.lexists(folder / INCOMPLETE)
-    require(complete, f"{folder}: is not complete, since what writes it is at work or was cut off; wait for it, or run "
-            "the same command again")
+    require(is_complete(folder), f"{folder}: is not complete, since what writes it is at work or was cut off; wait for "
+            "it, or run the same command again")
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from diffusion.sampling import SamplingConfig, sample
 from diffusion.schedule import Schedule
 from nets.denoiser import UserDenoiser
 from nets.vae import AutoencoderKL
-from train.base.folders import filling
+from train.base.folders import filling, is_complete
 from train.base.processes import gather, on_main, rank, wait_for_all, world_size
 from train.base.progress import progress, say
 from train.base.randomness import generator
@@ -91,7 +91,8 @@ def fill(folder: Path, trained: TrainedLDM, config: GenerationConfig, seed: int,
     size = config.batch_size
     batches = [missing[start : start + size] for start in range(0, len(missing), size)][rank() :: world_size()]
     flat = 0
-    with filling(folder, paths.values()) if missing and rank() == 0 else nullcontext():
+    cut_off = not is_complete(folder)  # perhaps after its last image
+    with filling(folder, paths.values()) if (missing or cut_off) and rank() == 0 else nullcontext():
         for batch in progress(batches, desc="sampling", unit="batch") if batches else ():
             images = generate(trained.denoiser, trained.vae, trained.schedule, config, batch, seed, size)
             flat += int(are_flat(images).sum())
