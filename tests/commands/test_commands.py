@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -385,6 +386,30 @@ def test_samples_are_written_by_user_and_judged(runs, tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"\n{result['results']['held_out']['verdict']['sentence']}\n" in said
     assert "Whether the generated images help cannot be told." in (out / "report.html").read_text()
+
+
+@pytest.mark.usefixtures("short_judgement")
+def test_judges_are_asked_again_only_where_something_has_changed(runs, tmp_path, capsys, monkeypatch):
+    shutil.copytree(runs / "l/final_model", tmp_path / "l/final_model")
+    made = make_images(tmp_path / "made", 2)
+    line = ["--model", str(tmp_path / "l/final_model"), "--images", str(made), "--quick"]
+    asked, real = [], evaluate.evaluate
+    judge = cache(lambda: real(*asked[0]))
+    monkeypatch.setattr(evaluate, "evaluate", lambda *args: asked.append(args) or judge())
+    evaluate.main(line)
+    said, left = capsys.readouterr().out.splitlines(), contents(tmp_path / "l/evaluations")
+    evaluate.main(line)
+    again = capsys.readouterr().out.splitlines()
+    assert "nothing has changed since" in again[0]
+    assert again[1:] == said[-len(again) + 1 :]
+    assert contents(tmp_path / "l/evaluations") == left
+    assert len(asked) == 1
+    changed = [lambda: None, lambda: (made / "ID1/0.png").write_bytes((made / "ID2/0.png").read_bytes()),
+               lambda: (tmp_path / "l/evaluations/made/evaluation.json").unlink()]  # fmt: skip
+    for number, (change, more) in enumerate(zip(changed, (["--seed", "1"], [], []), strict=True)):
+        change()
+        evaluate.main([*line, *more])
+        assert len(asked) == 2 + number
 
 
 def test_a_stopped_run_leaves_pictures_and_a_model_to_sample_from(runs, tmp_path, capsys):
