@@ -136,15 +136,3 @@ def test_a_trace_from_the_cache_equals_a_fresh_trace(stage, name, precision):
             assert np.array_equal(getattr(first, what), getattr(other, what))
         places = [[(s.phase, s.operator, s.module) for s in account.storages] for account in (first, other)]
         assert places[0] == places[1]
-
-
-def test_a_batch_is_traced_once_for_all_optimizers(monkeypatch):
-    scenario = Scenario(config_of("demo", "ldm_loss.condition_dropout=0.11"))  # no other test has traced this one
-    batches = []
-    accumulate = Learner.accumulate
-    monkeypatch.setattr(Learner, "accumulate", lambda *args: batches.append(args) or accumulate(*args))
-    for each in (scenario, scenario.with_fused(True), scenario.with_training(ema_on_cpu=True)):
-        trace_of(each)
-    assert len(batches) == 1
-    trace_of(scenario.with_micro_batch(scenario.micro_batch + 1))
-    assert len(batches) == 2
