@@ -137,6 +137,8 @@ class TrainingConfig:
     lean_activations: bool = True
     """Make what is cheap again in the backward pass: the same gradients, a third of the memory, 6% more time."""
     gradient_checkpointing: bool = False
+    compile: bool = False
+    """Compile the model's blocks with torch.compile, in the first steps; a GPU needs compute capability 7.0 for it."""
     ema_decay: float = 0.9999
     ema_on_cpu: bool = False
     """Keep the moving average in the CPU's memory, to which every step copies the weights."""
