@@ -105,8 +105,8 @@ evaluate: $(READY)  ## generate four images for each training image (where they 
 augment: $(READY)  ## real training images and generated ones in one folder, for any classifier (ARGS="--per_user 20")
 	$(PYTHON) -m train.augment --model $(MODEL) $(ARGS)
 
-bench: $(TOOLS)  ## speed of the UNet against that of diffusers, interleaved
-	$(PYTHON) -m train.bench --config "$$CONFIG" $(ARGS)
+bench: $(TOOLS)  ## time and memory of all parts of a training beside diffusers, in turns (configs/medium.yaml)
+	$(PYTHON) -m train.bench --config "$(or $(MEMORY),$$CONFIG)" $(ARGS)
 
 test: $(TOOLS)  ## run the tests
 	$(PYTHON) -m pytest -q $(ARGS)

@@ -17,6 +17,7 @@ from train.judge.purpose import for_a_classifier
 from train.judge.report import report
 from train.judge.verdict import HARMS, HELPS
 from train.runs.augmented import report_of, save_report
+from train.runs.card import write_verdict
 from train.runs.final_model import config_path, load_ldm, trained_users
 from train.runs.generated import SEED, folder_to_judge, settings_of
 from train.runs.so_far import run_of
@@ -57,6 +58,8 @@ def main(argv: list[str] | None = None) -> None:
         pictures = {"images": side_by_side(material), "copies": closest_copies(material, judged["copies"]["pairs"])}
         page = report(judged, {name: picture for name, picture in pictures.items() if picture})
         save_report(output, judged, page, pictures["images"])
+    if not args.images:
+        write_verdict(args.model, list(judged["verdict"].values()))
     for name, sentence in judged["verdict"].items():
         print(f"on {args.test_dir}: {sentence}" if name == "test_dir" else sentence)
     sifting = judged["results"]["held_out"]["sifting"]

@@ -17,7 +17,7 @@ from nets.vae import AutoencoderKL
 from tests.float64 import float64
 from tests.oracle import assert_equal_outputs, diffusers
 from tests.tiny import USERS, make_images, tiny, tiny_vae
-from train import augment, bench, check, evaluate, ldm, memcheck, sample, vae
+from train import augment, check, evaluate, ldm, memcheck, sample, vae
 from train.base.errors import Stopped, UserError
 from train.config.load import dump_yaml
 from train.config.schema import Config
@@ -591,17 +591,3 @@ def test_vae_training_plans_and_starts_from_the_given_weights(runs, monkeypatch)
     tuned = model_folder.load(runs / "tuned/final_model", AutoencoderKL)
     assert tuned.config.channels == seen[0].channels == (8, 16)
     assert tuned.config.sample_size == 32
-
-
-def test_the_bench_compares_both_sides_on_the_same_weights(monkeypatch, capsys):
-    monkeypatch.setattr(bench, "ROUNDS", 2)
-    bench.main(["--config", TINY])
-    said = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in said] == ["ours", "diffusers", "ours"]
-    assert "(median of 2; " in said[-1]
-
-
-def test_the_bench_without_diffusers_is_refused_in_a_sentence(monkeypatch):
-    monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(UserError, match="diffusers, which is not installed, or broken"):
-        bench.main(["--config", TINY])

@@ -8,10 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+import torch
+
 from train.base import processes
 from train.base.errors import SEE_MEMCHECK, Stopped, UserError, nearest, one_line, out_of_memory, require, shortened
 from train.base.names import expanded
 from train.base.progress import say
+from train.base.version import VERSION
 from train.config.load import CONFIGS, describe
 from train.config.schema import ALTERNATIVES, Config
 
@@ -73,6 +76,8 @@ class Parser(argparse.ArgumentParser):
             formatter_class=Formatter,
         )  # fmt: skip
         self.add_argument("--debug", action="store_true", help="show where an error was raised")
+        version = f"user-latent-diffusion {VERSION}, torch {torch.__version__}"
+        self.add_argument("--version", action="version", version=version, help="show the versions of this and of torch")
 
     def parse_args(self, args: list[str] | None = None) -> argparse.Namespace:
         found, unknown = self.parse_known_args(args)

@@ -62,6 +62,7 @@ class LDMStage(Stage):
     name, title = "ldm", "LDM"
     metric, better = "validation_loss", min
     curves = (("loss",), ("training_loss", "validation_loss"))
+    pictures = "samples"
 
     def __init__(self, config: Config, data: UserImages, vae: AutoencoderKL, beginning: Beginning | None = None):
         """With a `beginning`, its weights take the place of random ones, and are given back when that is done."""
@@ -157,7 +158,7 @@ class LDMStage(Stage):
 
     def validate(self, averaged: UserDenoiser, step: int, micro_batch: MicroBatch) -> dict[str, float]:
         """Losses on validation images and on as many training images, and the share of samples that are copies."""
-        copies = self.write_samples(averaged, self.samples_of(step))
+        copies = self.write_samples(averaged, self.picture_of(step))
         while (losses := micro_batch.attempt(self.validation_losses, averaged, micro_batch.size)) is None:
             micro_batch.halve()
         metrics = {**losses, "copies": copies}
@@ -196,11 +197,8 @@ class LDMStage(Stage):
         return float(self.originals.find_copies(images, asked_for).accused.float().mean())
 
     def show(self, averaged: UserDenoiser, step: int, checkpoint: Path) -> str:
-        self.write_samples(averaged, self.samples_of(step))
-        return f"samples in {self.samples_of(step)}, and python -m train.sample --model {checkpoint} makes others"
-
-    def samples_of(self, step: int) -> Path:
-        return self.folder / f"samples/{step:08d}.png"
+        self.write_samples(averaged, self.picture_of(step))
+        return f"samples in {self.picture_of(step)}, and python -m train.sample --model {checkpoint} makes others"
 
     @property
     def sampled_users(self) -> Tensor:
@@ -227,7 +225,7 @@ class LDMStage(Stage):
     def export(self, averaged: UserDenoiser) -> str:
         folder, model = self.folder, self.folder / final_model.NAME
         final_model.save_ldm(model, averaged, self.vae, self.config, self.data, self.split)
-        said = f"LDM: model in {model}, samples in {folder}/samples, curves in {folder}/curves.png"
+        said = f"LDM: model in {model}, samples and curves in {folder}/progress.html"
         sentence = memorising.warning(self.validations())
         return f"{said}\n{self.title}: {sentence}" if sentence else said
 
