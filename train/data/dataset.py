@@ -75,9 +75,8 @@ def decode(found: Scan, config: DataConfig) -> UserImages:
 
 
 def _read(found: Scan, config: DataConfig) -> tuple[UserImages, Found]:
-    users = [user for user, own in enumerate(found.files) for _ in own]
-    files = list(chain(*found.files))
-    names = [composed(path.relative_to(config.dir).as_posix()) for path in files]
+    files, users = list(chain(*found.files)), [user for user, own in enumerate(found.files) for _ in own]
+    names = [f"{found.users[user]}/{composed(path.name)}" for user, path in zip(users, files, strict=True)]
     read = read_pictures(Path(config.dir), files, names, config)
     unreadable, part = read.unreadable, f"{len(read.unreadable)} of {len(files)} images"
     require(len(unreadable) <= max(MAX_UNREADABLE * len(files), 1), f"{config.dir}: {part} cannot be read, more than "

@@ -175,7 +175,7 @@ class Store:
         if not self.pending:
             return
         with writing(self.folder):
-            os.fdatasync(self.rows_file)
+            os.fsync(self.rows_file)
             self._append(np.array(self.pending, self.record))
         self.pending, self.synced_at = [], time.monotonic()
 
@@ -204,8 +204,8 @@ class Rows:
 
     def __init__(self, store: Store, records: np.ndarray, make: Callable[[int], np.ndarray]):
         self.store, self.records, self.make = store, records, make
-        length = (int(records["row"].max()) + 1) * store.row_bytes
-        mapped = mmap.mmap(store.rows_file, length, access=mmap.ACCESS_READ)
+        length = (int(records["row"].max(initial=-1)) + 1) * store.row_bytes
+        mapped = mmap.mmap(store.rows_file, length, access=mmap.ACCESS_READ) if length else b""
         self.numbers = np.frombuffer(mapped, store.dtype).reshape(-1, *store.shape)
         self.positions, self.seen = np.arange(len(records)), np.zeros(len(records), bool)
         self.said = False
