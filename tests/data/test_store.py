@@ -1,5 +1,6 @@
 """A store gives back what was put into it, whatever happened to its files and whoever else uses them."""
 
+import errno
 import os
 import threading
 
@@ -160,3 +161,17 @@ def test_too_small_a_disk_is_refused_before_anything_is_written(tmp_path, monkey
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 100}))
     with pytest.raises(UserError, match=r"1,000,000 rows of 0.0 MiB need 22.9 MiB, and 0.0 MiB are free; take another"):
         store.places(10**6, "take another")
+
+
+def test_a_full_disk_is_told_and_keeps_nobody_from_reading(tmp_path, monkeypatch):
+    store = filled(tmp_path)
+    (tmp_path / "rows").write_bytes(bytes(5 * store.row_bytes))
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module.os, "pwrite", full)
+    for _ in range(2):
+        assert torch.equal(contents(store), EXPECTED[:5])
+    with pytest.raises(UserError, match=f"{tmp_path}: cannot be written .No space left"):
+        filled(tmp_path, 6)

@@ -162,7 +162,7 @@ class _Reading:
             made_of = known["made_of"]
             return int(known["row"]), known["digest"].tobytes(), (*origin, made_of["darkest"], made_of["brightest"])
         try:
-            pixels = read_image(path, self.config).numpy()
+            pixels = np.ascontiguousarray(read_image(path, self.config))  # ten times as fast to go through
         except UserError as error:
             return str(error)
         levels = (np.resize(extreme((1, 2)), 3) for extreme in (pixels.min, pixels.max))

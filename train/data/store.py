@@ -161,7 +161,8 @@ class Store:
     def write(self, row: int, numbers: np.ndarray) -> bytes:
         """Write a row, in any process that was forked from this one; returns its digest."""
         numbers = np.ascontiguousarray(numbers, self.dtype)
-        _write(self.rows_file, numbers, row * self.row_bytes)
+        with writing(self.folder):
+            _write(self.rows_file, numbers, row * self.row_bytes)
         return digest(numbers)
 
     def add(self, made: Iterable[tuple]) -> None:
@@ -246,7 +247,7 @@ class Rows:
         record = self.records[position : position + 1]
         other = record["digest"][0].tobytes() != digest(numbers)
         record["digest"] = np.void(digest(numbers))
-        with suppress(OSError):
+        with suppress(UserError, OSError):
             self.store.write(int(record["row"][0]), numbers)
             if other:
                 self.store.replace(record)
