@@ -143,7 +143,7 @@ def test_the_cache_grows_batch_by_batch_and_interrupted_goes_on(tmp_path, vae, m
     def watched(vae, data, rows, device):
         asked.append(len(rows))
         for number, moments in enumerate(encode_moments(vae, data, rows, device)):
-            sizes.append(sum(path.stat().st_size for path in tmp_path.glob("*/rows")))
+            sizes.append(sum(path.stat().st_size for path in tmp_path.glob("*/rows.raw")))
             if number == 2 and len(asked) == 1:
                 raise KeyboardInterrupt
             yield moments
@@ -249,7 +249,7 @@ def test_what_the_moments_do_not_depend_on_asks_for_no_new_cache(tmp_path, vae):
 def test_latents_that_a_disk_has_altered_are_encoded_again(tmp_path, vae, capsys):
     data, rows = tiny_images(6), torch.arange(6)
     expected = cached_moments(vae, data, rows, tmp_path, CPU)[:]
-    (path,) = tmp_path.glob("*/rows")
+    (path,) = tmp_path.glob("*/rows.raw")
     content = path.read_bytes()
     path.write_bytes(bytes(len(content)))
     torch.testing.assert_close(cached_moments(vae, data, rows, tmp_path, CPU)[:], expected)

@@ -193,7 +193,7 @@ def test_what_cannot_be_read_and_what_shows_little_is_said_each_time(folder, cap
 @pytest.mark.usefixtures("later")
 def test_a_picture_that_a_disk_has_altered_is_decoded_where_it_is_read(folder, decoded, capsys):
     load(folder)
-    (rows,) = (folder.parent / "stores").glob("*/rows")
+    (rows,) = (folder.parent / "stores").glob("*/rows.raw")
     rows.write_bytes(bytes(rows.stat().st_size))
     decoded.clear()
     data = load(folder)
@@ -212,7 +212,7 @@ def test_a_store_that_is_mostly_of_pictures_that_are_gone_is_made_anew(folder, d
         shutil.rmtree(folder / user)
     save(folder, "c/9.png", 1)
     assert agrees(folder)
-    (rows,) = (folder.parent / "stores").glob("*/rows")
+    (rows,) = (folder.parent / "stores").glob("*/rows.raw")
     assert rows.stat().st_size == 5 * 3 * 8 * 8
     assert "holds mostly pictures that are gone" in capsys.readouterr().err
 

@@ -69,11 +69,11 @@ def spoilt(content: bytes) -> dict[str, bytes]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["rows", "index"])
+@pytest.mark.parametrize("name", ["rows.raw", "index"])
 def test_spoilt_files_are_never_believed(tmp_path, name):
     """Filled again and read, it is as before; and then it is whole."""
     filled(tmp_path)
-    content = {name: (tmp_path / name).read_bytes() for name in ("rows", "index")}
+    content = {name: (tmp_path / name).read_bytes() for name in ("rows.raw", "index")}
     for what, bad in spoilt(content[name]).items():
         for file, whole in content.items():
             (tmp_path / file).write_bytes(bad if file == name else whole)
@@ -92,7 +92,7 @@ def test_damage_is_said_once_and_what_was_only_cut_off_is_none(tmp_path, capsys)
     (tmp_path / "index").write_bytes(bytes(1) + index[1:])
     contents(filled(tmp_path))
     assert capsys.readouterr().err == f"{tmp_path}: is damaged; 1 of 5 rows are made anew\n"
-    with open(tmp_path / "rows", "r+b") as file:
+    with open(tmp_path / "rows.raw", "r+b") as file:
         file.write(b"damage" * 9)
     contents(filled(tmp_path))
     assert capsys.readouterr().err == f"{tmp_path}: is damaged; rows of it are made anew where they are read\n"
@@ -100,7 +100,7 @@ def test_damage_is_said_once_and_what_was_only_cut_off_is_none(tmp_path, capsys)
 
 def test_an_index_that_tells_of_more_rows_than_there_are_is_not_believed(tmp_path):
     store = filled(tmp_path)
-    os.truncate(tmp_path / "rows", 3 * store.row_bytes + 1)
+    os.truncate(tmp_path / "rows.raw", 3 * store.row_bytes + 1)
     with store.held():
         assert store.find(KEYS[:5]).tolist() == [0, 1, 2, -1, -1]
 
@@ -137,7 +137,7 @@ def test_two_processes_do_not_add_at_once(tmp_path, capsys):
         put(store, 0, at, numbers(0))
     waiting.join()
     assert torch.equal(found[0], EXPECTED[:5])
-    assert (tmp_path / "rows").stat().st_size == 5 * store.row_bytes
+    assert (tmp_path / "rows.raw").stat().st_size == 5 * store.row_bytes
     assert "another process adds to it; waiting for it" in capsys.readouterr().err
 
 
@@ -165,7 +165,7 @@ def test_too_small_a_disk_is_refused_before_anything_is_written(tmp_path, monkey
 
 def test_a_full_disk_is_told_and_keeps_nobody_from_reading(tmp_path, monkeypatch):
     store = filled(tmp_path)
-    (tmp_path / "rows").write_bytes(bytes(5 * store.row_bytes))
+    (tmp_path / "rows.raw").write_bytes(bytes(5 * store.row_bytes))
 
     def full(*args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

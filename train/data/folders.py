@@ -14,6 +14,7 @@ from pathlib import Path
 
 from train.base.errors import CONTROL, UserError, one_line, require, some
 from train.base.folders import require_complete
+from train.base.garbage import uncollected
 from train.base.names import composed
 from train.base.units import counted
 from train.data.images import SUFFIXES
@@ -60,6 +61,7 @@ class Scan:
         return "; ".join(said)
 
 
+@uncollected()
 def scan(folder: str | Path) -> Scan:
     """Find the users and their images in a folder.
 

@@ -21,6 +21,7 @@ import numpy as np
 import PIL
 
 from train.base.errors import UserError, require
+from train.base.garbage import uncollected
 from train.base.names import expanded
 from train.base.processes import on_main, rank
 from train.base.progress import progress, say
@@ -104,7 +105,8 @@ class _Reading:
     def held(self) -> Iterator["_Reading"]:
         with self.store.held():
             self.began = time.time_ns()
-            self.states = np.array([_state(path) for path in self.files])  # N 3
+            with uncollected():
+                self.states = np.array([_state(path) for path in self.files])  # N 3
             yield self
 
     def all(self) -> Found:

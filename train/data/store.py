@@ -1,6 +1,6 @@
 """Rows of numbers on disk, each made once, found by a key, and mapped into memory by every process that reads them.
 
-    FOLDER/rows     one after another, all of the same shape and type
+    FOLDER/rows.raw one after another, all of the same shape and type
     FOLDER/index    a record for each: its key, what it was made of, where it is, and a digest of its numbers
     FOLDER/lock     held by the process that adds rows
 
@@ -37,6 +37,7 @@ from train.base.units import MiB, in_units
 SYNC_SECONDS = 1.0  # between two records that are brought to the disk: so much work is lost at most
 WASTE = 256 * MiB  # of rows that are no more, from which on it is worth while to begin anew
 DIGEST = 16  # bytes
+FILES = "rows.raw", "index"
 
 
 def digest(content: bytes | np.ndarray) -> bytes:
@@ -101,7 +102,7 @@ class Store:
 
     def _open(self, flags: int) -> None:
         with writing(self.folder):
-            self.rows_file, self.index_file = (_open(self.folder / name, flags) for name in ("rows", "index"))
+            self.rows_file, self.index_file = (_open(self.folder / name, flags) for name in FILES)
         for file in (self.rows_file, self.index_file):  # open to the end: what takes this store's place is not this
             weakref.finalize(self, os.close, file)
 
@@ -135,7 +136,7 @@ class Store:
         return np.where(known[at] == asked, at, -1) if len(order) else at
 
     def begin_anew(self) -> None:
-        for name in ("rows", "index"):  # not cut off, since others may be reading
+        for name in FILES:  # not cut off, since others may be reading
             (self.folder / name).unlink()
         self._open(os.O_RDWR | os.O_CREAT)
         self._read_index()

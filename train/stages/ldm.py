@@ -45,7 +45,7 @@ from train.stages.copies import Originals
 from train.stages.generate import generate
 
 SAMPLED_USERS, SAMPLES_PER_USER = 6, 4
-ORIGINALS = 512 * MiB  # of training images, in which copies are looked for at a validation
+ORIGINALS = 128 * MiB  # of training images, in which copies are looked for at a validation
 MAX_FACTOR = 1000  # between the errors of predicted noise and of the x0 computed from it
 
 
