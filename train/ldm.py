@@ -12,7 +12,8 @@ from train.stages.ldm import LDMStage
 
 def main(argv: list[str] | None = None) -> None:
     parser = cli.make_parser("ldm", __doc__, "ldm")
-    config = cli.read_config(parser.parse_args(argv), "ldm")
+    cli.add_flags(parser, cli.BEGINNING)
+    config = cli.read_config(parser.parse_args(argv), "ldm", more=cli.BEGINNING)
     train_stage(LDMStage, config, plan_micro_batch, watch_memory)
 
 

@@ -11,7 +11,14 @@ from nets.unet import UNetConfig
 from nets.vae import VAEConfig
 from train.base.errors import require
 from train.config.load import dump_yaml, load_yaml
-from train.config.sections import DataConfig, GenerationConfig, LatentsConfig, TrainingConfig, VAELossConfig
+from train.config.sections import (
+    DataConfig,
+    GenerationConfig,
+    LatentsConfig,
+    LDMTrainingConfig,
+    TrainingConfig,
+    VAELossConfig,
+)
 
 # Widths that follow from others, so that a file may leave them out.
 DERIVED = {
@@ -37,7 +44,7 @@ class Config:
     unet: UNetConfig
     schedule: ScheduleConfig
     ldm_loss: LossConfig
-    ldm_training: TrainingConfig
+    ldm_training: LDMTrainingConfig
     sampling: GenerationConfig
 
     @classmethod
