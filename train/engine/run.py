@@ -43,6 +43,7 @@ def train_stage(stage_class: type[Stage], config: Config, plan: PlanMicroBatch, 
     with locked(folder):
         trainer = Trainer(stage, micro_batch, device)
         print(f"{stage.title}: {users} users; {stage.split}; {trainer.total_steps:,} steps on {device}")
+        print(f"{stage.title}: leaves final_model/, {stage.pictures}/ and progress.html in {folder}")
         trainer.resume()
         require_agreement(lambda: beginning(trainer))
 
