@@ -523,7 +523,7 @@ MODELS = {
     "images of other weights": (lambda: edit("l/generated/settings.json", weights="12ab"), EVALUATE,
         "l/generated: holds images that another model made than l/final_model..."),
     "a split that is none": (lambda: Path(f"{L}/split.json").write_text("{}"), EVALUATE,
-        "l/final_model/split.json: is not a saved split; delete it to have it made again"),
+        "l/final_model/split.json: is not as it was written; delete it to have the split made again"),
     "a split of an earlier version": (lambda: edit(f"{L}/split.json", held_out=...), EVALUATE,
         "l/final_model/split.json: was made by an earlier version, ...; train VAE and LDM again, ..."),
     "a generated image truncated": (lambda: truncate("l/generated/ID1/generated_000.png", 100), EVALUATE,

@@ -7,6 +7,7 @@ from textwrap import fill
 
 from train.base.markdown import table
 from train.base.units import GiB, gib, mib
+from train.base.workers import on_all_cores
 from train.memory.account import CATEGORIES, HEADINGS, Account
 from train.memory.advice import cheapest_that_fits, levers
 from train.memory.allocator import peaks_of
@@ -26,7 +27,6 @@ from train.memory.fit import (
 from train.memory.gpus import GPU, GPUS
 from train.memory.overhead import overheads
 from train.memory.scenario import Scenario
-from train.memory.workers import on_all_cores
 
 WIDTH = 120  # characters in a line
 PREDICTED = "predicted: no GPU has confirmed these figures"
