@@ -35,7 +35,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--gpu", help=f"look at one card, and trace its largest batches themselves: {known}")
     parser.add_argument("--ranks", type=int, default=1, help="cards of a torchrun, which divide each step")
     parser.add_argument("--json", action="store_true", help="print the account for a program, and nothing else")
-    parser.add_argument("--csv", type=cli.a_path, help="write the peak by module to this file")
     parser.add_argument("--pictures", type=cli.a_path, help="draw the timeline and the modules into this folder")
     parser.add_argument("--measure", type=cli.a_path, metavar="RECORD.md",
                         help="run the steps on the CUDA card that is here, and write how far the predictions were off")
@@ -54,8 +53,6 @@ def main(argv: list[str] | None = None) -> None:
     scenario = on_gpu(scenario, gpu)
     parts = components(scenario)
     account = account_of(scenario)
-    if args.csv:
-        report.write_modules(account, args.csv)
     if args.pictures:
         save_charts(account, args.pictures)
     if args.json:
@@ -83,8 +80,8 @@ def refuse(args: argparse.Namespace, scenario: Scenario) -> None:
         require(1 <= count <= most, f"{what} {count}: must be at least 1 and at most {most}")
     require(scenario.trains or args.ranks == 1, "--ranks is of the trainings: images are sampled on one card")
     require(
-        not args.measure or not (args.gpu or args.json or args.csv or args.pictures),
-        "--measure compares with the card that is here, and goes with none of --gpu, --json, --csv, --pictures",
+        not args.measure or not (args.gpu or args.json or args.pictures),
+        "--measure compares with the card that is here, and goes with none of --gpu, --json, --pictures",
     )
 
 

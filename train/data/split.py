@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from train.base.errors import UserError, require
-from train.base.files import read_json, tensors_hash, write_json
+from train.base.files import as_written, read_json, tensors_hash, write_json
 from train.base.names import composed
 from train.base.units import counted
 from train.config.sections import DataConfig
@@ -231,13 +231,11 @@ def differing(settings: dict, config: DataConfig) -> list[str]:
 def read_split(path: Path) -> tuple[dict, dict[str, list[str]], dict[str, str]]:
     """The settings of a saved split, the files of each side, and the side of each file that is gone."""
     saved = read_json(path)
-    try:
+    with as_written(path, "delete it to have the split made again"):
         settings = dict(saved["settings"])
         there = [side for side in SIDES if side != "held_out" or side in saved]
         sides = {side: [composed(str(name)) for name in saved[side]] for side in there}
         gone = {composed(name): SIDES[SIDES.index(side)] for name, side in dict(saved.get("gone", {})).items()}
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path}: is not a saved split; delete it to have it made again") from None
     require("held_out" in sides, f"{path}: was made by an earlier version, which held no recordings out of training; "
             "train VAE and LDM again, in another output_dir")
     require(all(sides.values()), f"{path}: one side of the split is empty; delete it to make it again")
