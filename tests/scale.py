@@ -349,21 +349,21 @@ def limit() -> str:
         for path in (f"/sys/fs/cgroup/memory{place}/memory.limit_in_bytes", f"/sys/fs/cgroup{place}/memory.max"):
             most = Path(path).read_text().strip() if kind in ("memory", "") and Path(path).exists() else "max"
             if most.isdigit() and int(most) < 2**50:
-                return f"They had {int(most) / 2**30:.0f} GiB of memory, with what the system keeps of files"
+                return f"The processes had {int(most) / 2**30:.0f} GiB of memory, with what the system keeps of files"
     return "Their memory was not limited"
 
 
 def record(scale: Scale) -> str:
     measured = scale.measured
-    said = [INTRODUCTION.format(processor=platform.processor() or platform.machine(), cores=os.cpu_count(),
-                                limit=measured["limit"])]  # fmt: skip
+    said = [INTRODUCTION.format(processor=platform.processor() or platform.machine(), cores=os.cpu_count())]
     rows = []
     for settings in PARTS["large"]:
         name = "{images} of {users}".format(**settings)
-        if f"{name}, small" in measured:
-            first, second, small = (measured[f"{name}, {what}"] for what in ("first start", "second start", "small"))
+        if f"{name}, second start" in measured:
+            first, second = (measured[f"{name}, {what}"] for what in ("first start", "second start"))
+            small = measured.get(f"{name}, small")
             starts = [f"{start['to first step']:.0f} ({start['by the clock']:.0f})" for start in (first, second)]
-            peaks = [f"{run['peak'] / 2**30:.2f}" for run in (first, second, small)]
+            peaks = [number(run["peak"] / 2**30) if run else "not measured" for run in (first, second, small)]
             side = settings.get("resolution", 128)
             rows.append([f"{settings['images']:,} of {side}x{side}", f"{settings['users']:,}", *starts,
                          number(second["step"]), number(1e3 * second["input"]), *peaks,
@@ -373,7 +373,7 @@ def record(scale: Scale) -> str:
                "of the small model, to its end", "load before"]  # fmt: skip
     if rows:
         first, again = (1e3 * measured["decode"][which] for which in ("first", "again"))
-        said.append(LARGE.format(first=first, again=again, all=first * 300 / 60) + table(heading, rows))
+        said.append(LARGE.format(first=first, again=again, all=first * 300 / 60, limit=measured["limit"]) + table(heading, rows))
     for part in ("batch", "resolution", "users"):
         found = {}
         for settings in PARTS[part]:
@@ -386,6 +386,10 @@ def record(scale: Scale) -> str:
     found = {size: measured[f"index {size}"] for size in sizes if f"index {size}" in measured}
     if found:
         said.append(f"## {CURVES['images']}\n\n{curve('images', START, found)}")
+    lacking = [f"a start with {size:,} images" for size in sizes if size not in found]
+    lacking += ["anything on a GPU", "the VAE's own encoder on so many images", "pictures that are large on the disk",
+                "a judgement of so many images, which has all of them in memory"]  # fmt: skip
+    said.append(f"## Not measured\n\n{'; '.join(lacking)}.")
     return "\n\n".join([*said, ON_PAPER])
 
 
@@ -393,21 +397,22 @@ INTRODUCTION = """# How the input scales
 
 Made by `python -m tests.scale` on {cores} cores ({processor}), which other programs used as well: the load before each
 measurement is in its last column. Times are therefore seconds of work of one core, which is what a quiet machine takes,
-but for its disk; where it is said, by the clock. {limit}.
+but for its disk; where it is said, by the clock.
 
 Pictures are JPEG files of 32x32 pixels, each another one. Where a training is measured, two stand-ins take the place of
 what has nothing to do with the number of pictures but takes hours here: noise, of decoding a picture, and every fourth
 pixel, of the VAE's encoder. Memory is what the process has to itself, with the processes that it forks; pages of mapped
 files, which the system takes back when it needs room, are not in it."""
-LARGE = """## Hundreds of thousands of pictures at 128x128
+LARGE = """## Hundreds of thousands of pictures
 
-To decode one, from a JPEG file of 32x32 pixels, and to store it takes {first:.2f} ms of a core (300,000: {all:.1f}
-minutes, divided by the number of cores), to see at a start that it has not changed {again:.3f} ms. In the store it has
-48 KiB, its latents 32 KiB (300,000: 13.7 and 9.2 GiB).
+To decode one, from a JPEG file of 32x32 pixels to 128x128, and to store it takes {first:.2f} ms of a core (300,000:
+{all:.1f} minutes, divided by the number of cores); to see at a start that it has not changed {again:.3f} ms. In the
+store it has 48 KiB, and its latents 32 KiB (300,000: 13.7 and 9.2 GiB).
 
 To the first step is from the start of the process to the moment at which the first batch is drawn, with the reading of
-the checkpoint; at the first start, with the stand-ins. `light` has batch 4 and runs on the CPU. The small model is the
-demo's UNet; it trains 12 steps, validates, looks for copies and writes its final model.
+the checkpoint; at the first start, with the stand-ins. `light` has batch 4 and runs on the CPU; with 10,000 users its
+latents are not kept, but encoded in each step, by the stand-in. The small model is the demo's UNet; it trains 12 steps,
+validates, looks for copies and writes its final model. {limit}.
 
 """
 CURVES = {

@@ -69,6 +69,22 @@ def test_the_loss_is_the_same_of_cached_latents_and_encoded_ones(tmp_path):
     torch.testing.assert_close(*losses)
 
 
+def test_copies_are_looked_for_in_no_more_images_than_there_is_room_for(monkeypatch):
+    """As many of each user, spread evenly over what trains."""
+    made = stage()
+    seen, image = [], made.data.images[0].numel()
+    monkeypatch.setattr("train.stages.ldm.Originals", lambda images, users, recordings: seen.append((images, users)))
+    for room in (made.data.images.numel(), 2 * 3 * image):
+        monkeypatch.setattr("train.stages.ldm.ORIGINALS", room)
+        made.__dict__.pop("originals", None)
+        _ = made.originals
+    (whole, users), (few, of_few) = seen
+    assert len(whole) == len(made.split.train)
+    assert of_few.tolist() == [0, 0, 1, 1, 2, 2]
+    for user in range(3):
+        assert torch.equal(few[of_few == user], whole[users == user][[0, -1]])
+
+
 def test_training_never_sees_what_is_held_out(tmp_path):
     """All that it keeps, its validation and its pictures are the same with other images held out."""
     made, other = stage(), stage()
