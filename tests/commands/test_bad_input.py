@@ -185,7 +185,7 @@ CONFIGS = {
     'data: {dir: ""}':
         "mine.yaml, line 2: section data: dir is empty; give the folder that holds a folder of images per user",
     'data: {dir: "a\\0b"}':
-        'mine.yaml, line 2: data.dir must be text, not the text "a\\x00b", ...a character that no file can hold',
+        'mine.yaml, line 2: data.dir must be text, not the text "a\\x00b", ...a character that no file can hold...',
     "data: {recordings_per_user: 0}":
         "mine.yaml, line 2: section data: recordings_per_user must be at least 1, or null, not 0",
     "data: {validation_fraction: 1}":

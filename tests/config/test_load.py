@@ -236,6 +236,12 @@ def test_a_base_that_is_no_file_is_refused(read, base):
     assert "a.yaml, line 1: base" in refused(read, f"base: {base}")
 
 
+def test_a_link_to_nowhere_is_no_missing_file(tmp_path):
+    (tmp_path / "a.yaml").symlink_to("b.yaml")
+    with pytest.raises(UserError, match=r"a\.yaml is a link to nowhere; copy the file that it means"):
+        load_yaml(Experiment, tmp_path / "a.yaml")
+
+
 def test_a_path_that_is_no_yaml_file_is_refused(tmp_path):
     assert "does not exist" in refused(load_yaml, Experiment, tmp_path / "none.yaml")
     assert "cannot be read (Is a directory)" in refused(load_yaml, Experiment, tmp_path)

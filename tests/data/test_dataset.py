@@ -1,5 +1,6 @@
 """Laws of reading folders of images. Every picture is made here, with known pixels."""
 
+import os
 import shutil
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from train.base.errors import UserError
 from train.base.names import located
 from train.config.sections import DataConfig
+from train.data import folders
 from train.data.dataset import draw_flips, evenly, load_images
 from train.data.folders import RESERVED, natural_key, scan
 from train.data.images import to_uint8
@@ -109,6 +111,22 @@ def test_all_that_is_not_used_is_counted_and_named(tmp_path, capsys):
         "ID1/3.npy and 1 more); 2 files in folders within the users' (1 .png, 1 .txt: ID1/old/4.png, "
         "ID1/old/x/5.txt); 1 file beside the users' folders (1 .png: overview.png)\n"
     )
+
+
+def test_a_whole_disk_below_a_folder_is_not_walked(tmp_path, monkeypatch):
+    save(tmp_path / "ID1" / "1.png")
+    for number in range(9):
+        (tmp_path / "ID1" / "old" / str(number)).mkdir(parents=True)
+        for name in "ab":
+            (tmp_path / "ID1" / "old" / str(number) / name).write_text("")
+    monkeypatch.setattr(folders, "MOST_BELOW", 4)
+    walked, walk = [], os.walk
+    monkeypatch.setattr(os, "walk", lambda top: (walked.append(top) or step for step in walk(top)))
+    assert scan(tmp_path).left_out.startswith("at least 4 files in folders within the users' (4 without a suffix: ")
+    assert len(walked) == 3  # the first has folders only
+    monkeypatch.setattr(folders, "_is_litter", lambda name: name in "ab")
+    assert scan(tmp_path).left_out == ""
+    assert len(walked) == 3 + 4
 
 
 NFC, NFD = "\u00e9", "e\u0301"  # an accent in one code point, and in two

@@ -1,5 +1,6 @@
 """A folder holds one experiment: the same one goes on, any other is refused and nothing is touched."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -216,6 +217,21 @@ def test_a_folder_is_locked_while_a_process_trains_in_it(tmp_path):
     for _ in range(2):
         with locked(folder):
             open_run(folder, tiny(), "vae")
+
+
+def test_a_lock_that_is_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / ".lock")
+    with pytest.raises(UserError, match="cannot be written"), locked(tmp_path):
+        pass
+
+
+def test_a_split_that_is_there_and_no_file_is_refused(tmp_path):
+    data, own, of_vae = tiny_images(), tmp_path / "split.json", tmp_path / "of_vae.json"
+    for place in (own, of_vae):
+        place.symlink_to("nowhere")
+        with pytest.raises(UserError, match=f"{place}: is a link to nowhere; copy the file that it means"):
+            shared_split(data, DataConfig(), own, of_vae)
+        place.unlink()
 
 
 def test_a_saved_config_alone_belongs_to_no_command(tmp_path):

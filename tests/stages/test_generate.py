@@ -14,7 +14,8 @@ from tests.tiny import tiny, tiny_denoiser, tiny_vae
 from train.base.randomness import generator
 from train.data.images import to_uint8
 from train.engine.step import NotFinite
-from train.stages.generate import another, generate
+from train.runs.final_model import TrainedLDM
+from train.stages.generate import another, fill, generate
 
 WANTED = [(user, number) for user in range(3) for number in range(2)]
 
@@ -151,3 +152,16 @@ def test_images_that_are_no_numbers_are_refused_and_never_black(models, part):
             weight.mul_(1e8)
     with pytest.raises(NotFinite, match="the model's images are no finite numbers"):
         images((spoilt_unet, spoilt_vae, schedule))
+
+
+def test_images_that_show_nothing_are_counted(models, tmp_path, capsys):
+    model, vae, schedule = models
+    blank = copy.deepcopy(vae)
+    nn.init.zeros_(blank.decoder.conv_out.weight)
+    for decoder, said in ((vae, ""), (blank, "2 of 2 new images are of a single colour, so the model is spoilt, or")):
+        paths = {(0, number): tmp_path / f"{bool(said)}/a/{number}.png" for number in range(2)}
+        trained = TrainedLDM(decoder, model, schedule, ["a", "b", "c"])
+        fill(tmp_path / str(bool(said)), trained, tiny().sampling, 0, paths)
+        warned = [line for line in capsys.readouterr().err.splitlines() if "colour" in line]
+        assert len(warned) == bool(said)
+        assert said in "".join(warned)

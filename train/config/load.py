@@ -166,6 +166,7 @@ def _read_file(path: Path, asked_by: str) -> Node:
         require(len(content) <= MAX_BYTES, f"{asked_by}{path} has more than {MAX_BYTES:,} bytes; give a config's file")
         text = content.decode("utf-8")
     except FileNotFoundError:
+        require(not path.is_symlink(), f"{asked_by}{path} is a link to nowhere; copy the file that it means")
         near = nearest(path.name, (other.name for other in path.parent.glob("*.yaml")))
         raise UserError(f"{asked_by}{path} does not exist{near}") from None
     except UnicodeDecodeError as error:
@@ -323,7 +324,7 @@ def _value(kind: Any, node: Node, name: str) -> Any:
     elif isinstance(node.value, str) and {str, PathText} & {kind, *args}:
         hint = "; put it in quotes if it is text"
         if UNWRITABLE.search(node.override or node.value):
-            hint = ", which holds a character that no file can hold"
+            hint = ", which holds a character that no file can hold (of a letter, set PYTHONUTF8=1)"
     raise UserError(f"{node.origin}: {name} must be {_describe(kind)}, not {node}{hint}")
 
 

@@ -8,6 +8,11 @@ from train.base.errors import some
 FEW_LEVELS = 64  # of 256: what 14-bit values in a 16-bit file span
 
 
+def are_flat(images: Tensor) -> Tensor:
+    """Which of the images (N, C, H, W) are of a single colour: bool (N,)."""
+    return (images.flatten(2).amin(2) == images.flatten(2).amax(2)).all(1)
+
+
 def poor_contrast(darkest: Tensor, brightest: Tensor, names: list[str]) -> list[str]:
     """A sentence about the images of one colour, and one about those of few grey levels.
 

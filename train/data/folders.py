@@ -22,12 +22,14 @@ from train.data.images import SUFFIXES
 LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")  # files that systems leave in any folder
 NO_USERS = (  # and folders
     "__macosx", "@eadir", "#recycle", "@recycle", "@recently-snapshot", "@tmp", "lost+found", "recycler",
-    "$recycle.bin", "system volume information", "found.000", "__pycache__",
+    "$recycle.bin", "system volume information", "found.000", "__pycache__", "network trash folder", "temporary items",
+    "thevolumesettingsfolder",
 )  # fmt: skip
 RESERVED = (  # files beside the folders of users in what commands write
     "augmented.json", "evaluation.json", "generated_and_real.png", "grid.png", "left_out.csv", "manifest.csv",
     "report.html", "settings.json",
 )  # fmt: skip
+MOST_BELOW = 10_000  # files that are looked at in a folder's folders: it may be a whole disk
 OTHER = (*SUFFIXES, ".avif", ".dcm", ".dng", ".eps", ".exr", ".heic", ".heif", ".jp2", ".jxl", ".mat", ".npy", ".npz",
          ".pdf", ".pfm", ".psd", ".raw", ".svg", ".tga")  # fmt: skip
 """Of files that may well be somebody's pictures, whether they are read here or not."""
@@ -57,7 +59,8 @@ class Scan:
         for (thing, where), names in self.unused.items():
             kinds = Counter(Path(name).suffix.lower() or "without a suffix" for name in names).most_common()
             tally = some([f"{count:,} {kind}" for kind, count in kinds], 6) + ": " if thing == "file" else ""
-            said += [f"{counted(len(names), thing)} {where} ({tally}{some(names)})"] if names else []
+            at_least = "at least " if len(names) == MOST_BELOW else ""
+            said += [f"{at_least}{counted(len(names), thing)} {where} ({tally}{some(names)})"] if names else []
         return "; ".join(said)
 
 
@@ -140,11 +143,17 @@ def _is_litter(name: str) -> bool:
 
 
 def _below(entries: list[Path]) -> list[Path]:
-    """The files among the entries, and those in the folders among them, at any depth; links are not followed."""
-    found = []
+    """The files among the entries, and those in the folders among them, at any depth; links are not followed.
+
+    No more than MOST_BELOW of them, and after as many folders none any more.
+    """
+    found, places = [], 0
     for entry in (entry for entry in entries if entry.name.casefold() not in NO_USERS):
         found += [entry] if not os.path.isdir(entry) else []
         for place, folders, names in os.walk(entry):
             folders[:] = sorted(name for name in folders if not _is_litter(name) and name.casefold() not in NO_USERS)
             found += [Path(place, name) for name in sorted(names, key=natural_key) if not _is_litter(name)]
+            places += 1
+            if max(len(found), places) >= MOST_BELOW:
+                return found[:MOST_BELOW]
     return found

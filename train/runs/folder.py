@@ -100,7 +100,7 @@ def locked(folder: Path, work: str = "training") -> Iterator[None]:
         def lock() -> None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                file = held.enter_context(open(folder / LOCK, "w"))
+                file = held.enter_context(open(folder / LOCK, "w", opener=_at_once))
             except OSError as error:
                 raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
             try:
@@ -113,6 +113,11 @@ def locked(folder: Path, work: str = "training") -> Iterator[None]:
 
         on_main(lock)
         yield
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Opened, or OSError; of a pipe that nobody reads, `open` would wait for a reader."""
+    return os.open(path, flags | os.O_NONBLOCK, 0o666)
 
 
 def is_free(folder: Path) -> bool:
@@ -135,9 +140,9 @@ def shared_split(
 
     `begun_from` is that of the LDM whose weights the run is about to begin with, so that nothing is its own yet.
     """
-    if own.is_file() and not begun_from:
+    if os.path.lexists(own) and not begun_from:  # of what is there and no file, reading says so
         return load_split(own, data, config)
-    before = [of_vae] if of_vae and of_vae.is_file() else []
+    before = [of_vae] if of_vae and os.path.lexists(of_vae) else []
     before += [begun_from] if begun_from else []
     return adapt_split([*dict.fromkeys(before)], data, config, bool(begun_from)) if before else make_split(data, config)
 

@@ -4,6 +4,7 @@ Shapes: N images, B of them at a time, Z h w latents, I image channels, H W imag
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,11 +18,13 @@ from diffusion.schedule import Schedule
 from nets.denoiser import UserDenoiser
 from nets.vae import AutoencoderKL
 from train.base.folders import filling
-from train.base.processes import on_main, rank, wait_for_all, world_size
-from train.base.progress import progress
+from train.base.processes import gather, on_main, rank, wait_for_all, world_size
+from train.base.progress import progress, say
 from train.base.randomness import generator
 from train.base.sound import what_is_wrong
+from train.base.units import counted
 from train.config.sections import GenerationConfig
+from train.data.contrast import are_flat
 from train.data.images import save_picture, to_picture, to_uint8
 from train.engine.step import NotFinite
 from train.runs.final_model import TrainedLDM
@@ -81,15 +84,22 @@ def another(user: int, num_users: int, rng: torch.Generator) -> int:
 def fill(folder: Path, trained: TrainedLDM, config: GenerationConfig, seed: int, paths: dict[Image, Path]) -> int:
     """Write the images that are not at their paths in the folder yet; returns how many were there already.
 
-    Several processes divide the batches, which are those of one process.
+    Those that show nothing are counted, and that is said. Several processes divide the batches, which are those of one
+    process.
     """
     missing = on_main(lambda: [image for image, path in paths.items() if not path.exists()])
     size = config.batch_size
     batches = [missing[start : start + size] for start in range(0, len(missing), size)][rank() :: world_size()]
+    flat = 0
     with filling(folder, paths.values()) if missing and rank() == 0 else nullcontext():
         for batch in progress(batches, desc="sampling", unit="batch") if batches else ():
             images = generate(trained.denoiser, trained.vae, trained.schedule, config, batch, seed, size)
+            flat += int(are_flat(images).sum())
             for image, pixels in zip(batch, images, strict=True):
                 save_picture(to_picture(pixels), paths[image])
         wait_for_all()  # the others may still write theirs
+    flat = sum(gather(flat))
+    if flat:
+        say(f"{folder}: {flat:,} of {counted(len(missing), 'new image')} are of a single colour, so the model is "
+            "spoilt, or has learned nothing", sys.stderr)  # fmt: skip
     return len(paths) - len(missing)
