@@ -10,6 +10,7 @@ if __name__ == "__main__":
 
 import argparse
 import json
+import sys
 
 import torch
 
@@ -35,7 +36,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--gpu", help=f"look at one card, and trace its largest batches themselves: {known}")
     parser.add_argument("--ranks", type=int, default=1, help="cards of a torchrun, which divide each step")
     parser.add_argument("--json", action="store_true", help="print the account for a program, and nothing else")
-    parser.add_argument("--csv", type=cli.a_path, help="write the peak by module to this file")
     parser.add_argument("--pictures", type=cli.a_path, help="draw the timeline and the modules into this folder")
     parser.add_argument("--measure", type=cli.a_path, metavar="RECORD.md",
                         help="run the steps on the CUDA card that is here, and write how far the predictions were off")
@@ -43,6 +43,9 @@ def main(argv: list[str] | None = None) -> None:
     config = cli.read_config(args, args.stage)
     gpu = gpu_named(args.gpu) if args.gpu is not None else None
     scenario = Scenario(config, args.stage, config.user_encoder.num_users or args.users)
+    if scenario.training.compile:
+        print("compile is true: this is the account of the run without it, which needs other memory", file=sys.stderr)
+        scenario = scenario.with_training(compile=False)
     refuse(args, scenario)
     if scenario.trains:
         scenario = scenario.of_one_process(args.ranks, scenario.micro_batch)
@@ -54,8 +57,6 @@ def main(argv: list[str] | None = None) -> None:
     scenario = on_gpu(scenario, gpu)
     parts = components(scenario)
     account = account_of(scenario)
-    if args.csv:
-        report.write_modules(account, args.csv)
     if args.pictures:
         save_charts(account, args.pictures)
     if args.json:
@@ -83,8 +84,8 @@ def refuse(args: argparse.Namespace, scenario: Scenario) -> None:
         require(1 <= count <= most, f"{what} {count}: must be at least 1 and at most {most}")
     require(scenario.trains or args.ranks == 1, "--ranks is of the trainings: images are sampled on one card")
     require(
-        not args.measure or not (args.gpu or args.json or args.csv or args.pictures),
-        "--measure compares with the card that is here, and goes with none of --gpu, --json, --csv, --pictures",
+        not args.measure or not (args.gpu or args.json or args.pictures),
+        "--measure compares with the card that is here, and goes with none of --gpu, --json, --pictures",
     )
 
 

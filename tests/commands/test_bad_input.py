@@ -682,7 +682,7 @@ LINES = {
     "memcheck --config tiny.yaml --stage train": "argument --stage: invalid choice: 'train' (choose from ...",
     "memcheck --config tiny.yaml --gpu T44": "--gpu T44: not a known card (did you mean T4?): P100, T4, ...",
     "memcheck --config tiny.yaml --users 0": "--users 0: must be at least 1 and at most 65536",
-    "memcheck --config tiny.yaml --csv tiny.yaml/new": "tiny.yaml/new: Not a directory",
+    "memcheck --config tiny.yaml --pictures tiny.yaml/new": "tiny.yaml/new: Not a directory",
     "simulate": "the following arguments are required: --output_dir/--output-dir",
     "simulate --output_dir data": "data: is not an empty folder; delete it or name another --output_dir",
     "simulate --output_dir tiny.yaml/new --users 1": "tiny.yaml/new: cannot be written (Not a directory)",

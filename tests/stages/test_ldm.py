@@ -52,10 +52,10 @@ def test_latents_are_cached_in_the_runs_folder_where_asked_for(tmp_path):
     cached, encoded = stage(), stage("latents.cache_latents=false")
     cached.begin(tmp_path / "run")
     encoded.begin(tmp_path / "other")
-    assert [path.suffix for path in (tmp_path / "run/latent_cache").iterdir()] == [".npy"]
+    assert len(list((tmp_path / "run/latent_cache").iterdir())) == 1
     rows = cached.split.training
     expected = cached_moments(cached.vae, cached.data, rows, tmp_path / "run/latent_cache", CPU)
-    assert torch.equal(cached.source.moments, expected)
+    assert torch.equal(cached.source.moments[:], expected[:])
     assert encoded.source.moments is None
     assert not (tmp_path / "other/latent_cache").exists()
 
@@ -67,6 +67,22 @@ def test_the_loss_is_the_same_of_cached_latents_and_encoded_ones(tmp_path):
     rows = cached.split.training.flip(0)
     losses = [made.losses(made.draw(5, rows), slice(None))["loss"] for made in (cached, encoded)]
     torch.testing.assert_close(*losses)
+
+
+def test_copies_are_looked_for_in_no_more_images_than_there_is_room_for(monkeypatch):
+    """As many of each user, spread evenly over what trains."""
+    made = stage()
+    seen, image = [], made.data.images[0].numel()
+    monkeypatch.setattr("train.stages.ldm.Originals", lambda images, users, recordings: seen.append((images, users)))
+    for room in (made.data.images.numel(), 2 * 3 * image):
+        monkeypatch.setattr("train.stages.ldm.ORIGINALS", room)
+        made.__dict__.pop("originals", None)
+        _ = made.originals
+    (whole, users), (few, of_few) = seen
+    assert len(whole) == len(made.split.train)
+    assert of_few.tolist() == [0, 0, 1, 1, 2, 2]
+    for user in range(3):
+        assert torch.equal(few[of_few == user], whole[users == user][[0, -1]])
 
 
 def test_training_never_sees_what_is_held_out(tmp_path):

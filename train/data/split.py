@@ -9,6 +9,7 @@ choose the best checkpoint, is a part of the recordings that train. `DataConfig.
 its name; without a pattern, each file counts as a recording.
 """
 
+import json
 import re
 import sys
 from collections import Counter, defaultdict
@@ -28,6 +29,7 @@ from train.base.units import counted
 from train.config.sections import DataConfig
 from train.data.dataset import UserImages
 from train.data.folders import natural_key
+from train.data.store import digest
 
 # The settings on which a split depends.
 DECIDED_BY = ("recording_pattern", "recordings_per_user", "validation_fraction", "seed")
@@ -154,7 +156,8 @@ def recording_of(path: str, pattern: str | None) -> str:
 def numbers_of_recordings(data: UserImages, rows: Iterable[int], config: DataConfig) -> Tensor:
     """A number for the recording of each of these rows, the same within a recording of a user: int64."""
     seen: dict[tuple[int, str], int] = {}
-    keys = ((int(data.user_index[row]), recording_of(data.paths[row], config.pattern)) for row in rows)
+    users = data.user_index.tolist()
+    keys = ((users[row], recording_of(data.paths[row], config.pattern)) for row in rows)
     return torch.tensor([seen.setdefault(key, len(seen)) for key in keys])
 
 
@@ -247,5 +250,6 @@ def training_images(path: Path) -> Counter[str]:
 
 def fingerprint(data: UserImages, split: Split) -> str:
     """A hash of users, file names, pixels and split."""
-    users, shape, sides = data.user_index.tolist(), data.images.shape, [getattr(split, side).tolist() for side in SIDES]
-    return tensors_hash([data.images], [data.user_names, users, data.paths, shape, *sides])
+    users, sides = data.user_index.tolist(), [getattr(split, side).tolist() for side in SIDES]
+    about = json.dumps([data.user_names, users, data.paths, list(data.images.shape), *sides])
+    return digest(about.encode() + data.digests.tobytes()).hex()

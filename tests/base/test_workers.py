@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from train.memory.workers import on_all_cores
+from train.base.workers import on_all_cores
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks here")
 
@@ -32,17 +32,17 @@ def thread_named(name: str) -> Iterator[None]:
 
 
 def test_results_come_in_the_order_of_the_tasks():
-    assert on_all_cores([lambda i=i: i * i for i in range(20)]) == [i * i for i in range(20)]
+    assert list(on_all_cores([lambda i=i: i * i for i in range(20)])) == [i * i for i in range(20)]
 
 
 @LINUX
 def test_beside_autograd_threads_tasks_stay_in_this_process():
     with thread_named("pt_autograd_0"):
-        assert on_all_cores([os.getpid] * 3) == [os.getpid()] * 3
+        assert list(on_all_cores([os.getpid] * 3)) == [os.getpid()] * 3
 
 
 @LINUX
 def test_beside_other_threads_tasks_go_to_other_processes(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
     with thread_named("worker"):
-        assert os.getpid() not in on_all_cores([os.getpid] * 3)
+        assert os.getpid() not in list(on_all_cores([os.getpid] * 3))

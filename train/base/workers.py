@@ -3,26 +3,34 @@
 import gc
 import multiprocessing
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 
-def on_all_cores(tasks: Sequence[Callable[[], object]]) -> list:
-    """The results of the tasks, in order; computed one after another where processes cannot be forked safely.
+def on_all_cores(tasks: Sequence[Callable[[], object]], most: int | None = None) -> Iterator:
+    """Yields the results of the tasks, in order; computed in this process where others cannot be forked safely.
 
     Forked processes inherit what this process has imported and cached (torch, operators' shapes), so run a similar
-    task here first. OpenMP and CUDA must not be in use: call torch.set_num_threads(1).
+    task here first. OpenMP and CUDA must not be in use: call torch.set_num_threads(1). There are at most `most` of
+    them; they end with this process, however it ends.
     """
     global _tasks
-    cores = min(len(os.sched_getaffinity(0)) if _forks_safely() else 1, len(tasks))
+    cores = min(len(os.sched_getaffinity(0)) if _forks_safely() else 1, len(tasks), most or len(tasks))
     if cores <= 1:
-        return [task() for task in tasks]
+        yield from (task() for task in tasks)
+        return
     _tasks = tasks  # inherited by the forks, so they need not be picklable
     gc.freeze()  # so that garbage collection in the forks does not touch, and so copy, the shared pages
-    with multiprocessing.get_context("fork").Pool(cores) as pool:
-        return pool.map(_run_task, range(len(tasks)), chunksize=1)
+    with multiprocessing.get_context("fork").Pool(cores, _leave_ctrl_c_to_the_first) as pool:
+        yield from pool.imap(_run_task, range(len(tasks)), chunksize=1)
+
+
+def _leave_ctrl_c_to_the_first() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with which the pool ends its processes
 
 
 def _run_task(index: int) -> object:
