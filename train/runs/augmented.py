@@ -150,8 +150,11 @@ def bring_report(images: Path | None, folder: Path) -> dict | None:
     None where neither was judged; no `images`, where those are others.
     """
     own = folder / EVALUATION
-    if own.is_file() and real_path(Path(str(read_json(own).get("images")))) == real_path(folder):
-        return read_json(own)
+    there = read_json(own) if own.is_file() else {}
+    with as_written(own, "delete it"):
+        of_folder = there and real_path(Path(str(there.get("images")))) == real_path(folder)
+    if of_folder:
+        return there
     if not images or not (images / EVALUATION).is_file():
         return None
     own.unlink(missing_ok=True)  # comes last again: where it is, the others are its own
