@@ -21,8 +21,11 @@ def on_all_cores(tasks: Sequence[Callable[[], object]]) -> list:
         return [task() for task in tasks]
     _tasks = tasks  # inherited by the forks, so they need not be picklable
     gc.freeze()  # so that garbage collection in the forks does not touch, and so copy, the shared pages
-    with multiprocessing.get_context("fork").Pool(cores) as pool:
-        return pool.map(_run_task, range(len(tasks)), chunksize=1)
+    try:
+        with multiprocessing.get_context("fork").Pool(cores) as pool:
+            return pool.map(_run_task, range(len(tasks)), chunksize=1)
+    finally:
+        gc.unfreeze()
 
 
 def _run_task(index: int) -> object:
