@@ -127,6 +127,12 @@ def test_reading_the_source_finds_an_import_anywhere_in_it():
     assert imports(tree) == {"a.b", "c.d", "c.d.e", "g"}
 
 
+def test_the_api_neither_reads_a_command_line_nor_ends_the_process():
+    for path in sources("train/api"):
+        names = imports(ast.parse(path.read_text(encoding="utf-8")))
+        assert not names & {"argparse", "sys", "train.config.cli"}, path
+
+
 @pytest.mark.parametrize(
     ("room", "source", "wrong"),
     [
