@@ -4,11 +4,12 @@
 #   DATA=path/to/folder          a folder of images per user (default: the config's, which is the built-in data set)
 #   RECORDING='^(day\d+)_'       what in a file's name tells the recording (default: the config's: each file is its own)
 #   OUT=runs/mine                where results go            (default: runs/<name of the config>)
+#   VAE=other/vae/final_model    a VAE that is there already (default: OUT's own, trained where there is none)
 #   ARGS="--num_epochs 10"       more flags for the named command only, not for what has to be made before it
 #   VENV=                        empty: use the Python that is there, with the torch that it has
 #
-# `~` and `$NAME` in CONFIG, DATA and OUT mean what they mean to a shell: in OUT the shell replaces them, in the others,
-# which are handed on in the environment, the commands do.
+# `~` and `$NAME` in CONFIG, DATA, OUT and VAE mean what they mean to a shell: in OUT the shell replaces them, in the
+# others, which are handed on in the environment, the commands do.
 
 CONFIG ?= configs/demo.yaml
 MEMORY := $(if $(filter file,$(origin CONFIG)),configs/medium.yaml)
@@ -28,7 +29,14 @@ TORCH  ?= torch==2.13.0
 PYTHON  := $(if $(VENV),$(VENV)/bin/python,python3)
 READY   := $(if $(VENV),$(VENV)/.installed)
 TOOLS   := $(if $(VENV),$(VENV)/.installed-tests)
-VAE     := $(OUT)/vae/final_model/config.json
+# None is trained where another is named, or for a run that begins from another one's weights: it needs that one's.
+OWN     := $(OUT)/vae/final_model/config.json
+ifdef VAE
+override export VAE := $(value VAE)
+else
+export VAE := $(dir $(OWN))
+OWN_VAE := $(if $(findstring --init,$(ARGS)),,$(OWN))
+endif
 MODEL   := $(OUT)/ldm/final_model
 # What is not given is the config's matter and not passed on. The built-in data set is made where DATA or the config
 # means it; made for nothing, for a config that has its data.dir from a base of its own, it does no harm.
@@ -48,7 +56,7 @@ endif
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
-	@echo; sed -n '3,8s/^# //p' Makefile
+	@echo; sed -n '3,9s/^# //p' Makefile
 
 setup: $(READY)  ## make .venv with torch and this project's packages
 
@@ -68,7 +76,7 @@ data/simulated: | $(READY)
 	$(PYTHON) -m train.simulate --output_dir $@
 
 check: $(READY) $(IMAGES)  ## do VAE, UNet, data and device fit together? one line each
-	$(PYTHON) -m train.check $(COMMON) --vae_path $(dir $(VAE)) --output_dir $(OUT)/ldm $(ARGS)
+	$(PYTHON) -m train.check $(COMMON) --vae_path "$$VAE" --output_dir $(OUT)/ldm $(ARGS)
 
 memcheck: $(READY)  ## the memory of a training step, by component (configs/medium.yaml; no GPU needed)
 	$(PYTHON) -m train.memcheck --config "$(or $(MEMORY),$$CONFIG)" $(ARGS)
@@ -76,14 +84,14 @@ memcheck: $(READY)  ## the memory of a training step, by component (configs/medi
 train-vae: $(READY) $(IMAGES)  ## train the VAE, or go on training it
 	$(PYTHON) -m train.vae $(COMMON) --output_dir $(OUT)/vae $(ARGS)
 
-$(VAE): | $(READY) $(IMAGES)
+$(OWN): | $(READY) $(IMAGES)
 	$(PYTHON) -m train.vae $(BEGUN) --output_dir $(OUT)/vae
 
 # Both are there at once or not at all: what a Ctrl-C or an error behind them leaves is whole, and not to be deleted.
-.PRECIOUS: $(VAE) data/simulated
+.PRECIOUS: $(OWN) data/simulated
 
-train-ldm: $(VAE)  ## train the UNet (and first the VAE, if there is none), generate images, judge them
-	$(PYTHON) -m train.ldm $(COMMON) --vae_path $(dir $(VAE)) --output_dir $(OUT)/ldm $(ARGS)
+train-ldm: $(READY) $(IMAGES) $(OWN_VAE)  ## train the UNet (and first the VAE, if there is none), generate images, judge them
+	$(PYTHON) -m train.ldm $(COMMON) --vae_path "$$VAE" --output_dir $(OUT)/ldm $(ARGS)
 	$(PYTHON) -m train.sample --model $(MODEL) --purpose augment --per_training_image 1
 	$(PYTHON) -m train.evaluate --model $(MODEL) --quick
 
@@ -97,8 +105,8 @@ evaluate: $(READY)  ## generate four images for each training image (where they 
 augment: $(READY)  ## real training images and generated ones in one folder, for any classifier (ARGS="--per_user 20")
 	$(PYTHON) -m train.augment --model $(MODEL) $(ARGS)
 
-bench: $(TOOLS)  ## speed of the UNet against that of diffusers, interleaved
-	$(PYTHON) -m train.bench --config "$$CONFIG" $(ARGS)
+bench: $(TOOLS)  ## time and memory of all parts of a training beside diffusers, in turns (configs/medium.yaml)
+	$(PYTHON) -m train.bench --config "$(or $(MEMORY),$$CONFIG)" $(ARGS)
 
 test: $(TOOLS)  ## run the tests
 	$(PYTHON) -m pytest -q $(ARGS)

@@ -1,8 +1,11 @@
 """The table of ablations: what is run, and what its intervals are."""
 
+from operator import attrgetter
+
 import pytest
 
-from tests.ablations import half_widths, planned, table
+from tests.ablations import CONFIG, flags, half_widths, planned, table
+from train.config.cli import make_parser, read_config
 
 LISTED = {
     "data": {"walkers": {}, "voices": {"data.recordings_per_user": 10}},
@@ -22,11 +25,11 @@ def test_every_setting_is_run_on_all_data_with_the_same_seeds():
     assert one.keys == {"data.recordings_per_user": 10, "data.dir": "elsewhere", "seed": 1, "vae.latent_channels": 8}
 
 
-def test_data_may_have_some_stages_only():
-    listed = {**LISTED, "data": {"voices": {"only": ["vae"], "data.resolution": 64}}}
-    first = next(planned(listed, {}, 1))
-    assert (first.stage, first.keys) == ("vae", {"data.resolution": 64, "seed": 0})
-    assert {run.stage for run in planned(listed, {}, 1)} == {"vae"}
+def test_the_words_of_a_command_give_the_config_these_values():
+    keys = {"data.dir": "voices", "data.recording_pattern": r"_(\d+)\.", "seed": 3, "vae_loss.reconstruction": "l1",
+            "vae_loss.kl_weight": 5e-4, "unet.condition_in_time_embedding": False}  # fmt: skip
+    config = read_config(make_parser("vae", "", "vae").parse_args(["--config", CONFIG, *flags(keys)]), "vae")
+    assert {key: attrgetter(key)(config) for key in keys} == keys
 
 
 def test_the_interval_pools_the_variance_of_all_settings():

@@ -10,9 +10,9 @@ ROOT = Path(__file__).parent.parent
 OWN = {"nets", "diffusion", "train", "tests"}
 RUNTIME = {"torch", "numpy", "PIL", "yaml", "tqdm"}
 OPTIONAL = {"safetensors", "torch.utils.tensorboard", "diffusers"}
-ROOMS = ("base", "config", "data", "runs", "engine", "stages", "judge", "memory", "api")
+ROOMS = ("base", "config", "data", "runs", "engine", "stages", "judge", "memory", "speed", "api")
 """The folders of train/: each imports itself and those before it."""
-APART = {"memory": {"judge"}}  # the account has nothing to do with whether images are worth having
+APART = {"memory": {"judge"}, "speed": {"judge", "memory"}}  # which know nothing of each other
 
 
 def sources(package: str) -> list[Path]:

@@ -101,6 +101,20 @@ def test_a_begun_vae_keeps_its_config_and_gets_no_ldm_arguments():
     assert flags("vae", *given)[:2] == ["--config", "configs/demo.yaml"]
 
 
+@pytest.mark.parametrize("environment", [False, True])
+def test_a_vae_that_is_named_is_used_and_none_is_trained(environment):
+    given = {"VAE": "~/my own/$NAME"}
+    arguments = ["train-ldm", "OUT=o", *([] if environment else ["VAE=~/my own/$NAME"])]
+    environment = given if environment else {}
+    found = flags("ldm", *arguments, **environment)
+    assert found[found.index("--vae_path") + 1] == "~/my own/$NAME"
+    assert "train.vae" not in make("-n", *arguments, **environment)
+    assert "train.vae" not in make("-n", "train-ldm", "OUT=o", "ARGS=--init_from runs/x/ldm/final_model")
+    assert SIMULATE in make("-n", *arguments, **environment)
+    own = flags("ldm", "train-ldm", "OUT=o")
+    assert own[own.index("--vae_path") + 1] == "o/vae/final_model/"
+
+
 @pytest.mark.parametrize(("target", "times"), [("train-ldm", "1"), ("evaluate", "4")])
 def test_images_are_made_by_the_training_images_and_then_judged(target, times):
     lines = [line for line in make("-n", target, "OUT=o", "ARGS=--x").splitlines() if "o/ldm/final_model" in line]

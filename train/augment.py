@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
                         help="where the generated images are, or will be, by themselves (default: generated/ beside "
                              "the model)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=SEED, help="other images for another one")
-    cli.add_sampling(parser)
+    cli.add_flags(parser, cli.SAMPLING)
     args = parser.parse_args(argv)
     require(args.seed >= 0, f"--seed {args.seed}: must be at least 0")
     names, per_user = trained_users(args.model), images_of_each(args)

@@ -28,6 +28,7 @@ from train.memory.fit import plan_micro_batch
 from train.runs.checkpoint import require_disk
 from train.runs.folder import locked, refuse_other_run
 from train.runs.generated import refuse_within
+from train.stages.beginning import open_beginning
 from train.stages.ldm import LDMStage, naming_the_own_vae, open_vae, require_users, split_for, vae_folder
 
 T = TypeVar("T")
@@ -56,7 +57,8 @@ class Checks:
 
 def main(argv: list[str] | None = None) -> int:
     parser = cli.make_parser("check", __doc__, "ldm")
-    config = cli.read_config(parser.parse_args(argv), "ldm")
+    cli.add_flags(parser, cli.BEGINNING)
+    config = cli.read_config(parser.parse_args(argv), "ldm", more=cli.BEGINNING)
     check = Checks()
     # All that can be checked without data was checked when the config was read.
     width = f"context width {config.unet.cross_attention_dim}"
@@ -132,7 +134,7 @@ def check_models(
     config: Config, data: UserImages, split: Split, vae: AutoencoderKL, sane: float, device: torch.device,
     precision: MixedPrecision,
 ) -> tuple[LDMStage, str]:  # fmt: skip
-    stage = LDMStage(config, data, vae)
+    stage = LDMStage(config, data, vae, open_beginning(config, vae))
     stage.split = split
     plan_micro_batch(stage.actual_config, stage.name, len(data.user_names), device)
     stage.build(device, precision)
@@ -140,7 +142,8 @@ def check_models(
         stage.use_latents(torch.zeros(1, 2, *stage.source.shape))
     unet, encoder = (sum(p.numel() for p in m.parameters()) for m in (stage.model.unet, stage.model.user_encoder))
     side = stage.source.shape[-1]
-    return stage, f"UNet of {unet:,} parameters for {side}x{side} latents, user encoder of {encoder:,}"
+    begun = f"; {stage.begun}" if stage.begun else ""
+    return stage, f"UNet of {unet:,} parameters for {side}x{side} latents, user encoder of {encoder:,}{begun}"
 
 
 def check_step(stage: LDMStage) -> tuple[bool, str]:

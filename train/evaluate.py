@@ -10,13 +10,14 @@ from train.base.errors import require
 from train.config import cli
 from train.engine.device import pick_device
 from train.engine.log import METRICS, read_lines
-from train.judge.evaluation import evaluate
+from train.judge.evaluation import evaluate, hash_of_question
 from train.judge.material import collect
 from train.judge.pictures import closest_copies, side_by_side
 from train.judge.purpose import for_a_classifier
 from train.judge.report import report
 from train.judge.verdict import HARMS, HELPS
-from train.runs.augmented import save_report
+from train.runs.augmented import report_of, save_report
+from train.runs.card import write_verdict
 from train.runs.final_model import config_path, load_ldm, trained_users
 from train.runs.generated import SEED, folder_to_judge, settings_of
 from train.runs.so_far import run_of
@@ -44,15 +45,22 @@ def main(argv: list[str] | None = None) -> None:
     material = collect(args.model, config, images, args.test_dir, vae, device)
     metrics = read_lines(run_of(args.model) / METRICS)
     losses = [line["validation_loss"] for line in metrics if "validation_loss" in line]
-    found = evaluate(material, vae, losses, args.quick, args.seed, device, lambda line: print(f"judging: {line}"))
-    verdicts = {name: result["verdict"]["sentence"] for name, result in found["results"].items()}
     where = {"model": str(args.model), "images": str(images), "test_dir": args.test_dir and str(args.test_dir)}
-    judged = {"verdict": verdicts, **where, **found}
-
-    pictures = {"images": side_by_side(material), "copies": closest_copies(material, judged["copies"]["pairs"])}
-    page = report(judged, {name: picture for name, picture in pictures.items() if picture})
-    save_report(output, judged, page, pictures["images"])
-    for name, sentence in verdicts.items():
+    key = f"{hash_of_question(material, vae, losses, args.quick, args.seed)} of {where}"
+    judged = report_of(output, key)
+    if judged:
+        print(f"judging: nothing has changed since {output}/evaluation.json was written; without it, judges are asked "
+              "again")  # fmt: skip
+    else:
+        found = evaluate(material, vae, losses, args.quick, args.seed, device, lambda line: print(f"judging: {line}"))
+        verdicts = {name: result["verdict"]["sentence"] for name, result in found["results"].items()}
+        judged = {"verdict": verdicts, "of": key, **where, **found}
+        pictures = {"images": side_by_side(material), "copies": closest_copies(material, judged["copies"]["pairs"])}
+        page = report(judged, {name: picture for name, picture in pictures.items() if picture})
+        save_report(output, judged, page, pictures["images"])
+    if not args.images:
+        write_verdict(args.model, list(judged["verdict"].values()))
+    for name, sentence in judged["verdict"].items():
         print(f"on {args.test_dir}: {sentence}" if name == "test_dir" else sentence)
     sifting = judged["results"]["held_out"]["sifting"]
     if sifting and sifting["word"] in (HELPS, HARMS):

@@ -9,7 +9,8 @@ from train.config import cli
 
 def main(argv: list[str] | None = None) -> None:
     parser = cli.make_parser("ldm", __doc__, "ldm")
-    train_ldm(cli.read_config(parser.parse_args(argv), "ldm"))
+    cli.add_flags(parser, cli.BEGINNING)
+    train_ldm(cli.read_config(parser.parse_args(argv), "ldm", more=cli.BEGINNING))
 
 
 if __name__ == "__main__":

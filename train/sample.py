@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
                         help="what the images are for: to look at, with the config's guidance (the default), or to "
                              "train a classifier on")  # fmt: skip
     parser.add_argument("--seed", type=int, default=SEED, help="other images for another one")
-    cli.add_sampling(parser)
+    cli.add_flags(parser, cli.SAMPLING)
     args = parser.parse_args(argv)
     require(args.seed >= 0, f"--seed {args.seed}: must be at least 0")
     trained_users(args.model)  # where there is no model, this says so

@@ -80,7 +80,7 @@ def experiment(model: Path, images: Path, seconds: dict[str, float]) -> dict:
     Its users go into the cross-attention, as a prompt would; ours may go into the time embedding as well.
     """
     config, users = Config.read(config_path(model)), trained_users(model)
-    _, sides = read_split(split_path(model))
+    _, sides, _ = read_split(split_path(model))
     files = sides["train"] + sides["validation"]
     unet = replace(config.unet, condition_in_time_embedding=False, sample_size=config.latent_side)
     return {

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from nets.vae import AutoencoderKL
 from tests.float64 import float64
 from tests.oracle import assert_equal_outputs, diffusers
 from tests.tiny import USERS, make_images, tiny, tiny_vae
-from train import augment, bench, check, evaluate, ldm, memcheck, sample, vae
+from train import augment, check, evaluate, ldm, memcheck, sample, vae
 from train.api import training
 from train.base.errors import Stopped, UserError
 from train.config.load import dump_yaml
@@ -388,6 +389,30 @@ def test_samples_are_written_by_user_and_judged(runs, tmp_path, capsys):
     assert "Whether the generated images help cannot be told." in (out / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("short_judgement")
+def test_judges_are_asked_again_only_where_something_has_changed(runs, tmp_path, capsys, monkeypatch):
+    shutil.copytree(runs / "l/final_model", tmp_path / "l/final_model")
+    made = make_images(tmp_path / "made", 2)
+    line = ["--model", str(tmp_path / "l/final_model"), "--images", str(made), "--quick"]
+    asked, real = [], evaluate.evaluate
+    judge = cache(lambda: real(*asked[0]))
+    monkeypatch.setattr(evaluate, "evaluate", lambda *args: asked.append(args) or judge())
+    evaluate.main(line)
+    said, left = capsys.readouterr().out.splitlines(), contents(tmp_path / "l/evaluations")
+    evaluate.main(line)
+    again = capsys.readouterr().out.splitlines()
+    assert "nothing has changed since" in again[0]
+    assert again[1:] == said[-len(again) + 1 :]
+    assert contents(tmp_path / "l/evaluations") == left
+    assert len(asked) == 1
+    changed = [lambda: None, lambda: (made / "ID1/0.png").write_bytes((made / "ID2/0.png").read_bytes()),
+               lambda: (tmp_path / "l/evaluations/made/evaluation.json").unlink()]  # fmt: skip
+    for number, (change, more) in enumerate(zip(changed, (["--seed", "1"], [], []), strict=True)):
+        change()
+        evaluate.main([*line, *more])
+        assert len(asked) == 2 + number
+
+
 def test_a_stopped_run_leaves_pictures_and_a_model_to_sample_from(runs, tmp_path, capsys):
     shutil.copytree(runs / "v", tmp_path / "v")
     path = ["--vae_path", str(tmp_path / "v/final_model")]
@@ -567,17 +592,3 @@ def test_vae_training_plans_and_starts_from_the_given_weights(runs, monkeypatch)
     tuned = model_folder.load(runs / "tuned/final_model", AutoencoderKL)
     assert tuned.config.channels == seen[0].channels == (8, 16)
     assert tuned.config.sample_size == 32
-
-
-def test_the_bench_compares_both_sides_on_the_same_weights(monkeypatch, capsys):
-    monkeypatch.setattr(bench, "ROUNDS", 2)
-    bench.main(["--config", TINY])
-    said = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in said] == ["ours", "diffusers", "ours"]
-    assert "(median of 2; " in said[-1]
-
-
-def test_the_bench_without_diffusers_is_refused_in_a_sentence(monkeypatch):
-    monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(UserError, match="diffusers, which is not installed, or broken"):
-        bench.main(["--config", TINY])

@@ -6,6 +6,7 @@ import importlib
 import io
 import subprocess
 import sys
+import tomllib
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import torch
 from nets.unet import UNet2DConditionModel
 from tests.tiny import PATH
 from train.base.errors import Stopped, UserError
+from train.base.version import VERSION
 from train.config import cli
-from train.config.cli import flag_keys, make_parser, read_config
+from train.config.cli import Parser, flag_keys, make_parser, read_config
 from train.config.schema import Config
 
 ROOT = Path(__file__).parents[2]
@@ -205,6 +207,16 @@ def test_the_default_config_is_found_from_every_folder(tmp_path, monkeypatch):
     there = command("ldm")
     monkeypatch.chdir(tmp_path)
     assert command("ldm") == there == Config.read(ROOT / "configs/medium.yaml")
+
+
+def test_every_command_says_its_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        Parser("sample", "").parse_args(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"user-latent-diffusion {VERSION}, torch {torch.__version__}\n"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["project"]["name"] == "user-latent-diffusion"
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "train.base.version.VERSION"}
 
 
 def help_of(name: str, stage: str = "ldm") -> str:

@@ -199,7 +199,7 @@ def read_folder(folder: Path, before: Path | None) -> Path | None:
     config = DataConfig(str(folder), resolution=SIDE, recording_pattern=r"^r\d?")
     try:
         data = load_images(config)
-        split = adapt_split(before, data, config) if before else make_split(data, config)
+        split = adapt_split([before], data, config) if before else make_split(data, config)
     except UserError as error:
         if "\n" in str(error):
             raise

@@ -308,7 +308,7 @@ def test_what_both_know_keeps_its_side_and_recordings_stay_whole(tmp_path, name,
     old, new = (subset(everything, keep) for keep in OTHERS[name])
     before = make_split(old, config)
     save_split(tmp_path / "split.json", before, old, config)
-    known, found = named(old, before), named(new, adapt_split(tmp_path / "split.json", new, config))
+    known, found = named(old, before), named(new, adapt_split([tmp_path / "split.json"], new, config))
     assert sorted(found) == sorted(new.paths)
     held = {side: recordings_of({path for path, its in (known | found).items() if (its == "held_out") == side})
             for side in (True, False)}  # fmt: skip
@@ -326,7 +326,7 @@ def test_what_both_know_keeps_its_side_and_recordings_stay_whole(tmp_path, name,
 def test_a_new_user_is_split_as_in_a_new_split(tmp_path, config):
     old, new = images(users=3), images(users=4)
     save_split(tmp_path / "split.json", make_split(old, config), old, config)
-    assert named(new, adapt_split(tmp_path / "split.json", new, config)) == named(new, make_split(new, config))
+    assert named(new, adapt_split([tmp_path / "split.json"], new, config)) == named(new, make_split(new, config))
 
 
 def test_new_recordings_make_up_the_number_that_is_held_out(tmp_path):
@@ -334,7 +334,7 @@ def test_new_recordings_make_up_the_number_that_is_held_out(tmp_path):
     old, new = images(recordings=10), images(recordings=20)
     for config, out in ((BY_RECORDING, 4), (TWO_TRAIN, 18)):
         save_split(tmp_path / "split.json", make_split(old, config), old, config)
-        split = adapt_split(tmp_path / "split.json", new, config)
+        split = adapt_split([tmp_path / "split.json"], new, config)
         assert len(recordings_of({new.paths[row] for row in split.held_out.tolist()})) == 3 * out
         assert len(split.validation) == pytest.approx(0.2 * len(split.training), abs=2)
 
@@ -344,7 +344,7 @@ def test_a_new_window_goes_with_its_neighbour(tmp_path):
     old = subset(images(windows=6), lambda path: window(path) not in (1, 5))
     save_split(tmp_path / "split.json", make_split(old, TWO_TRAIN), old, TWO_TRAIN)
     known, found = (named(old, make_split(old, TWO_TRAIN)),
-                    named(images(windows=6), adapt_split(tmp_path / "split.json", images(windows=6), TWO_TRAIN)))
+                    named(images(windows=6), adapt_split([tmp_path / "split.json"], images(windows=6), TWO_TRAIN)))
     for path, side in found.items():
         if path not in known:
             assert side == known[path.replace("_w1.", "_w0.").replace("_w5.", "_w4.")]
@@ -352,21 +352,22 @@ def test_a_new_window_goes_with_its_neighbour(tmp_path):
 
 def test_one_line_says_what_is_kept_new_and_gone(saved, capsys):
     new = subset(images(users=4), lambda path: not path.startswith("ID1/"))
-    adapt_split(saved, new, BY_RECORDING)
+    adapt_split([saved], new, BY_RECORDING)
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (f"{saved}: is of other images; of the 120 in data/simulated 80 keep their side and 40 are split by "
                     "the same rule (40 of its own are gone)")  # fmt: skip
-    adapt_split(saved, images(), BY_RECORDING)
+    adapt_split([saved], images(), BY_RECORDING)
     assert capsys.readouterr().err == ""
 
 
 def test_other_settings_matter_only_where_files_are_known(saved, capsys):
     other = replace(BY_RECORDING, validation_fraction=0.3)
-    message = refused(adapt_split, saved, images(users=4), other)
+    message = refused(adapt_split, [saved], images(users=4), other)
     assert "was made with data.validation_fraction 0.2, not 0.3" in message
     strangers = subset(images(users=5), lambda path: path.startswith(("ID4", "ID5")))
     by_file = DataConfig(recording_pattern="w.*")
-    assert named(strangers, adapt_split(saved, strangers, by_file)) == named(strangers, make_split(strangers, by_file))
+    found = adapt_split([saved], strangers, by_file)
+    assert named(strangers, found) == named(strangers, make_split(strangers, by_file))
 
 
 def test_a_user_of_held_out_recordings_only_is_refused_by_name(saved):
@@ -374,7 +375,7 @@ def test_a_user_of_held_out_recordings_only_is_refused_by_name(saved):
     out = {data.paths[row] for row in make_split(data, BY_RECORDING).held_out.tolist()}
     left = subset(data, lambda path: not path.startswith("ID2/") or path in out)
     assert "all that there is of ID2 was held out when the VAE was trained" in refused(
-        adapt_split, saved, left, BY_RECORDING
+        adapt_split, [saved], left, BY_RECORDING
     )
 
 
@@ -382,8 +383,65 @@ def test_a_user_of_validation_images_only_trains_with_some(saved):
     data = images()
     watched = {data.paths[row] for row in make_split(data, BY_RECORDING).validation.tolist()}
     left = subset(data, lambda path: not path.startswith("ID2/") or path in watched)
-    own = Counter(side for path, side in named(left, adapt_split(saved, left, BY_RECORDING)).items() if "ID2" in path)
+    own = Counter(side for path, side in named(left, adapt_split([saved], left, BY_RECORDING)).items() if "ID2" in path)
     assert set(own) == {"train", "validation"}
+
+
+# ---- a split of more than one model
+
+
+def lineage(folder: Path, data: UserImages, later: UserImages, config: DataConfig) -> dict[str, dict[str, str]]:
+    """The sides in the split of a VAE of `data`, and in that of an LDM of `later`, which uses it; both are saved."""
+    of_vae = make_split(data, config)
+    save_split(folder / "vae.json", of_vae, data, config)
+    of_ldm = adapt_split([folder / "vae.json"], later, config)
+    save_split(folder / "ldm.json", of_ldm, later, config)
+    return {"vae": named(data, of_vae), "ldm": named(later, of_ldm)}
+
+
+@pytest.mark.parametrize("config", [BY_RECORDING, TWO_TRAIN, BY_FILE])
+@pytest.mark.parametrize("first", ["vae", "ldm"])
+def test_what_a_model_that_goes_on_learned_still_trains(tmp_path, config, first):
+    """And what the VAE or it held out is held out, whatever comes and goes; all orders of the two splits agree."""
+    everything = images(users=5, recordings=8)
+    at_first = subset(everything, take(3, 6, 4))
+    then = subset(everything, lambda path: not path.startswith("ID2/") and window(path) != 3)
+    before = lineage(tmp_path, at_first, then, config)
+    order = [tmp_path / "vae.json", tmp_path / "ldm.json"]
+    for last in (everything, subset(everything, lambda path: window(path) < 3 and not path.startswith("ID5/"))):
+        found = named(last, adapt_split(order if first == "vae" else order[1:], last, config, goes_on=True))
+        assert set(found.values()) == set(SIDES)
+        for path, side in found.items():
+            sides = {known[path] for known in before.values() if path in known}
+            assert side == "held_out" or "held_out" not in sides, path
+            assert side == "train" or before["ldm"].get(path) != "train", path
+
+
+def test_only_where_no_model_goes_on_may_training_images_validate(saved):
+    data, split = images(), make_split(images(), BY_RECORDING)
+    watched = {data.paths[row] for row in split.validation.tolist() if data.paths[row].startswith("ID2")}
+    left = subset(data, lambda path: path not in watched)
+    for goes_on, sides in ((False, {"train", "validation"}), (True, {"train"})):
+        found = named(left, adapt_split([saved], left, BY_RECORDING, goes_on))
+        own = {side for path, side in found.items() if path.startswith("ID2")}
+        assert own - {"held_out"} == sides
+
+
+def test_files_that_come_back_are_known_to_a_split_without_them(tmp_path):
+    everything = images(users=4)
+    without = subset(everything, lambda path: not path.startswith("ID2/"))
+    before = lineage(tmp_path, everything, without, BY_RECORDING)
+    again = adapt_split([tmp_path / "ldm.json"], everything, BY_RECORDING)
+    assert named(everything, again) == before["vae"]
+    assert load_split(tmp_path / "ldm.json", without, BY_RECORDING).gone.keys() == before["vae"].keys() - before["ldm"]
+
+
+def test_what_one_has_learned_and_another_holds_out_is_refused(saved, tmp_path):
+    data, split = images(), make_split(images(), BY_RECORDING)
+    save_split(tmp_path / "other.json", replace(split, train=split.held_out, held_out=split.train), data, BY_RECORDING)
+    said = refused(adapt_split, [saved, tmp_path / "other.json"], data, BY_RECORDING)
+    assert "split.json and " in said
+    assert "do not go together: one has trained on ID1/walk_r" in said
 
 
 def test_a_saved_split_tells_how_many_images_of_a_user_train(tmp_path):

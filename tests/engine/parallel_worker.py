@@ -39,10 +39,12 @@ SHARDED = ("ldm_training.shard_optimizer=true", "ldm_training.gradient_checkpoin
 class Denoising:
     """A small LDM that learns, in batches, from `samples` latents."""
 
-    def __init__(self, samples: int, batch: int, micro_batch: int, shard: bool = False, tokens: int = 1):
+    def __init__(
+        self, samples: int, batch: int, micro_batch: int, shard: bool = False, tokens: int = 1, lean: bool = True
+    ):
         self.samples, self.batch, self.micro_batch = samples, batch, micro_batch
         config = tiny(f"user_encoder.tokens_per_user={tokens}", "ldm_loss.condition_dropout=0.3", *CONSTANT,
-                      *(SHARDED if shard else ()))  # fmt: skip
+                      f"ldm_training.lean_activations={lean}", *(SHARDED if shard else ()))  # fmt: skip
         self.stage = latent_stage(config, torch.randn(samples, 4, 8, 8, generator=generator(0, "images")))
         self.model, self.learner = self.stage.model, self.stage.learner
 
@@ -297,6 +299,7 @@ def all_laws(folder: Path) -> None:
         "uneven": learn(20, 7, 2),
         "tokens": learn(20, 7, 2, tokens=2),
         "empty": learn(5, 4, 4),
+        "tokens, all kept": learn(20, 7, 2, tokens=2, lean=False),
         "sharded": learn(20, 7, 2, shard=True),
         "out_of_memory": learn(20, 7, 2, take=take_short_of_memory),
         "communication": {micro: communication(micro) for micro in (1, 7)},

@@ -112,6 +112,13 @@ def test_two_processes_have_the_weights_losses_and_norms_of_one(ranks, law, argu
     assert any(not torch.equal(start[name], weight) for name, weight in alone["weights"].items())
 
 
+def test_in_two_processes_lean_activations_change_no_bit(ranks):
+    for found in ranks:
+        lean, kept = found["tokens"], found["tokens, all kept"]
+        assert all(torch.equal(weight, kept["weights"][name]) for name, weight in lean["weights"].items())
+        assert (lean["losses"], lean["norms"]) == (kept["losses"], kept["norms"])
+
+
 def test_processes_never_drift_apart_by_a_bit(ranks):
     assert ranks[0]["hash"] == ranks[1]["hash"]
 

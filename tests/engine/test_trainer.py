@@ -31,6 +31,7 @@ from train.data.split import Split
 from train.engine import trainer as trainer_module
 from train.engine.micro_batch import MicroBatch
 from train.engine.optim import learning_rate
+from train.engine.stage import Stage
 from train.engine.stopping import NOT_DONE, WISHES
 from train.engine.trainer import MAX_LOST, MAX_SKIPPED, Best, Trainer
 from train.runs.checkpoint import load_latest
@@ -60,6 +61,7 @@ class ProblemStage:
     """
 
     name, title, metric, better, curves = "ldm", "test", "score", max, (("loss",),)
+    pictures, picture_of = "samples", Stage.picture_of
 
     def __init__(self, training, factors, gradient_factors, before, full, score, scaled, max_grad_norm, data):
         self.problem, self.training, self.config = Problem(6), training, SimpleNamespace(seed=0)

@@ -78,6 +78,14 @@ def test_the_largest_batch_fits_if_traced_and_the_next_does_not(checkpointing):
     assert not fits_traced(scenario, largest + 1, SMALL_GPU)
 
 
+@pytest.mark.parametrize("gpu", ["P100", "T4"])
+def test_a_16_gb_card_takes_300_images_of_medium_at_once_without_checkpointing(gpu):
+    training = (scenario := Scenario(config_of("medium"))).training
+    assert (training.mixed_precision, training.gradient_checkpointing) == ("fp16", False)
+    card = gpu_named(gpu)
+    assert fits(account_of(on_gpu(scenario.with_micro_batch(300), card)), card)
+
+
 def test_a_gpu_that_holds_only_one_sample_has_largest_batch_one():
     scenario = Scenario(config_of("light"), "vae", validates=False)
     one, two = (served(account_of(scenario.with_micro_batch(batch)), with_scratch=True) for batch in (1, 2))

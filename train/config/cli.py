@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+import torch
+
 from train.base import processes
 from train.base.errors import (
     SEE_MEMCHECK,
@@ -23,6 +25,7 @@ from train.base.errors import (
 )
 from train.base.names import path_of
 from train.base.progress import say
+from train.base.version import VERSION
 from train.config.load import CONFIGS, describe
 from train.config.schema import Config, require_one_of_each
 
@@ -40,8 +43,9 @@ OUTPUT = {
     "sample": "folder of the images (default: generated/ beside the model)",
     "augment": "folder of the data set (default: augmented/ beside the model)",
 }
-# The config keys of the flags that commands have which generate images.
+# The config keys of the flags that commands have which generate images, or train an LDM.
 SAMPLING = {flag: (f"sampling.{flag}",) for flag in ("sampler", "steps", "guidance")}
+BEGINNING = {"init_from": ("ldm_training.init_from",)}
 
 
 def flag_keys(stage: str) -> dict[str, tuple[str, ...]]:
@@ -83,6 +87,8 @@ class Parser(argparse.ArgumentParser):
             formatter_class=Formatter,
         )  # fmt: skip
         self.add_argument("--debug", action="store_true", help="show where an error was raised")
+        version = f"user-latent-diffusion {VERSION}, torch {torch.__version__}"
+        self.add_argument("--version", action="version", version=version, help="show the versions of this and of torch")
 
     def parse_args(self, args: list[str] | None = None) -> argparse.Namespace:
         found, unknown = self.parse_known_args(args)
@@ -111,19 +117,23 @@ def make_parser(command: str, text: str | None, stage: str) -> Parser:
     more = "change one value of the config"
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help=more)
     for flag, keys in flag_keys(stage).items():
-        names = dict.fromkeys([f"--{flag}", f"--{flag.replace('_', '-')}"])
         means = meaning(keys)
         if flag not in USED.get(command, (flag,)) or flag in UNUSED.get(command, ()):
             means = argparse.SUPPRESS
         elif flag == "output_dir":
             means = OUTPUT.get(command, means)
-        parser.add_argument(*names, dest=flag, default=None, help=means)
+        parser.add_argument(*spellings(flag), dest=flag, default=None, help=means)
     return parser
 
 
-def add_sampling(parser: Parser) -> None:
-    for flag, keys in SAMPLING.items():
-        parser.add_argument(f"--{flag}", help=meaning(keys))
+def add_flags(parser: Parser, more: dict[str, tuple[str, ...]]) -> None:
+    """A command's own flags, with the config keys that they set."""
+    for flag, keys in more.items():
+        parser.add_argument(*spellings(flag), dest=flag, help=meaning(keys))
+
+
+def spellings(flag: str) -> dict[str, None]:
+    return dict.fromkeys([f"--{flag}", f"--{flag.replace('_', '-')}"])
 
 
 def meaning(keys: tuple[str, ...]) -> str:

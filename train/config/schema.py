@@ -14,7 +14,14 @@ from train.base.errors import require
 from train.base.names import path_of
 from train.config.load import Override, change, dump_yaml, load_yaml
 from train.config.overrides import overrides_of
-from train.config.sections import DataConfig, GenerationConfig, LatentsConfig, TrainingConfig, VAELossConfig
+from train.config.sections import (
+    DataConfig,
+    GenerationConfig,
+    LatentsConfig,
+    LDMTrainingConfig,
+    TrainingConfig,
+    VAELossConfig,
+)
 
 # Widths that follow from others, so that a file may leave them out.
 DERIVED = {
@@ -47,7 +54,7 @@ class Config:
     unet: UNetConfig
     schedule: ScheduleConfig
     ldm_loss: LossConfig
-    ldm_training: TrainingConfig
+    ldm_training: LDMTrainingConfig
     sampling: GenerationConfig
 
     @classmethod

@@ -178,6 +178,16 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class LDMTrainingConfig(TrainingConfig):
+    init_from: PathText | None = None
+    """`final_model` or a checkpoint of another LDM run, with whose weights a new run begins; null: with random ones."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.init_from != "", "init_from is empty; give the final_model or a checkpoint of an LDM, or null")
+
+
+@dataclass(frozen=True)
 class GenerationConfig(SamplingConfig):
     """How images are sampled, and how many at once."""
 

@@ -1,6 +1,7 @@
 """Which images train, which validate and which are held out: made once, saved, shared by VAE, UNet and judge.
 
-An LDM whose images are not all those of its VAE takes over the side of each file that both know.
+An LDM whose images are not all those of its VAE, or of the LDM that it begins from, takes over the side of each file
+that they know. A split also knows files that are not here any more: where they come back, they are not new.
 
 Whole recordings are held out: overlapping windows of one recording on both sides are a leak, which inflates a
 classifier's accuracy by 10 to 16 points. What is held out is for the judge alone; what training itself watches, to
@@ -11,8 +12,8 @@ its name; without a pattern, each file counts as a recording.
 import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -31,15 +32,17 @@ from train.data.folders import natural_key
 # The settings on which a split depends.
 DECIDED_BY = ("recording_pattern", "recordings_per_user", "validation_fraction", "seed")
 AGAIN = "or train everything that shares this split again"
+SIDES = ("train", "validation", "held_out")
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Three disjoint sets of rows of a `UserImages`, together all of it; int64, ascending."""
+    """Three disjoint sets of rows of a `UserImages`, together all of it; int64, ascending. And what is not in it."""
 
     train: Tensor  # what weights and scales are fitted to
     validation: Tensor  # of the same recordings: what training watches
     held_out: Tensor  # whole recordings, which nothing is fitted to, chosen by or shown from before the judge
+    gone: Mapping[str, str] = field(default_factory=dict)  # path -> side, of files that only earlier models knew
 
     @property
     def training(self) -> Tensor:
@@ -52,10 +55,9 @@ class Split:
                 "recordings held out")
 
 
-SIDES = tuple(field.name for field in fields(Split))
-
-
-def make_split(data: UserImages, config: DataConfig, known: Mapping[str, str] = MappingProxyType({})) -> Split:
+def make_split(
+    data: UserImages, config: DataConfig, known: Mapping[str, str] = MappingProxyType({}), goes_on: bool = False
+) -> Split:
     """Hold whole recordings of each user out, and validate with a share of the images of the others.
 
     Of a user's n recordings min(recordings_per_user, n - 1) train; without that number, all but a share
@@ -67,7 +69,8 @@ def make_split(data: UserImages, config: DataConfig, known: Mapping[str, str] = 
 
     A user's only recording trains, and so does a user's only training image. `known` files, by path, keep their side,
     whether they are still here or not, and new files of their recordings go with them; new recordings make up what is
-    lacking of these numbers.
+    lacking of these numbers. Of a user of whom only one of them is left, some train and some validate, but where a
+    model that has learned from them `goes_on`: what trained never validates then.
 
     UserError where nothing would be held out, nothing would validate, or nothing of a user may train.
     """
@@ -88,14 +91,15 @@ def make_split(data: UserImages, config: DataConfig, known: Mapping[str, str] = 
         require(training, f"{config.dir}: all that there is of {name} was held out when the VAE was trained, and stays "
                 "so; add other recordings, or train the VAE again")
         watched = _validate([_like_neighbours(its) for its, is_out in zip(before, out, strict=True) if not is_out],
-                            config.validation_fraction)  # fmt: skip
+                            config.validation_fraction, goes_on)  # fmt: skip
         for row, validates in zip(training, watched, strict=True):
             sides["validation" if validates else "train"].append(row)
     single = [data.user_names[user] for user, recordings in own.items() if len(recordings) == 1]
     require(sides["held_out"], f"{config.dir}: every user has a single recording, so none is left to hold out; add "
             "some, or change data.recording_pattern")
-    require(sides["validation"], f"{config.dir}: no user has a second image in the recordings that train, so none is "
-            "left to validate with; add images, or raise data.recordings_per_user")
+    second = "a second image" + goes_on * ", one that has not trained yet,"
+    require(sides["validation"], f"{config.dir}: no user has {second} in the recordings that train, so none is left to "
+            "validate with; add images, or raise data.recordings_per_user")
     if single:
         print(f"{config.dir}: one recording only, hence nothing of it is held out: {', '.join(single)}",
               file=sys.stderr)
@@ -122,10 +126,11 @@ def _like_neighbours(before: list[str | None]) -> list[str | None]:
     return filled
 
 
-def _validate(before: list[list[str | None]], fraction: float) -> list[bool]:
+def _validate(before: list[list[str | None]], fraction: float, goes_on: bool) -> list[bool]:
     """Which of a user's training images validate, from the sides in `before` of each of the recordings."""
     sides = list(chain(*before))
-    if set(sides) in ({"train"}, {"validation"}):  # of those that are left: both are needed
+    alone = ({"validation"},) if goes_on else ({"train"}, {"validation"})
+    if set(sides) in alone:  # of those that are left: both are needed
         sides = [None] * len(sides)
     lacking = _share(fraction, len(sides)) - sides.count("validation")
     new = [at for at, side in enumerate(sides) if side is None]
@@ -154,40 +159,58 @@ def numbers_of_recordings(data: UserImages, rows: Iterable[int], config: DataCon
 
 
 def save_split(path: Path, split: Split, data: UserImages, config: DataConfig) -> None:
-    """Write the three lists of files, and the settings on which they depend, as JSON."""
+    """Write the three lists of files, the settings on which they depend, and the files that are gone, as JSON."""
     files = {side: [data.paths[row] for row in getattr(split, side).tolist()] for side in SIDES}
-    write_json(path, {"settings": {key: getattr(config, key) for key in DECIDED_BY}, **files})
+    settings = {key: getattr(config, key) for key in DECIDED_BY}
+    write_json(path, {"settings": settings, **files, "gone": split.gone})
 
 
 def load_split(path: Path, data: UserImages, config: DataConfig) -> Split:
     """A saved split, as rows of `data`. UserError unless it has the same settings and exactly these files."""
-    settings, sides = read_split(path)
+    settings, sides, gone = read_split(path)
     require_settings(path, settings, config)
     listed, present = Counter(chain(*sides.values())), Counter(data.paths)
     differ = sorted((listed - present) + (present - listed))
     require(not differ, f"{path}: does not fit the images in {config.dir}: {len(differ)} were added, removed or "
-            f"listed twice, the first is {min(differ, default='')}; undo that, {AGAIN}")
+            f"listed twice, the first is {min(differ, default='')}; undo that, or train in another output_dir, where "
+            "an LDM can begin from this one with --init_from")
     rows = {name: row for row, name in enumerate(data.paths)}
-    return Split(**{side: torch.tensor(sorted(rows[name] for name in names)) for side, names in sides.items()})
+    return Split(**{side: torch.tensor(sorted(rows[name] for name in names)) for side, names in sides.items()},
+                 gone=gone)  # fmt: skip
 
 
-def adapt_split(path: Path, data: UserImages, config: DataConfig) -> Split:
-    """A split of `data` that agrees with a saved one about all files that both have; says where it is another.
+def adapt_split(paths: Sequence[Path], data: UserImages, config: DataConfig, goes_on: bool = False) -> Split:
+    """A split of `data` that agrees with saved ones about all files that both have; says where it is another.
 
-    UserError where both have files, and the saved one has other settings.
+    What one of them holds out stays held out; else the last that knows a file prevails. `goes_on`: a model that has
+    learned from the training images goes on.
+
+    UserError where both have files, and the saved one has other settings; and where one holds out what has trained in
+    another.
     """
-    settings, sides = read_split(path)
-    known, here = {name: side for side in SIDES for name in sides[side]}, set(data.paths)
-    if known.keys() == here:
-        return load_split(path, data, config)
-    both = len(known.keys() & here)
-    if both:
-        require_settings(path, settings, config)
-    split = make_split(data, config, {} if differing(settings, config) else known)
-    new, gone = len(here) - both, len(known) - both
-    print(f"{path}: is of other images; of the {len(here)} in {config.dir} {both} keep their side and {new} are split "
-          f"by the same rule ({gone} of its own are gone)", file=sys.stderr)
-    return split
+    here, saved, gone_before = set(data.paths), {}, {}
+    for path in paths:
+        settings, sides, gone = read_split(path)
+        gone_before |= gone
+        its = gone | {name: side for side in SIDES for name in sides[side]}
+        if its.keys() & here:
+            require_settings(path, settings, config)
+        saved[path] = {} if differing(settings, config) else its  # of other data, whose recordings have other names
+    known = {name: side for its in saved.values() for name, side in its.items()}
+    known |= {name: side for its in saved.values() for name, side in its.items() if side == "held_out"}
+    if known.keys() == here and not gone_before and all(its == known for its in saved.values()):
+        return load_split(paths[-1], data, config)
+    split = make_split(data, config, known, goes_on)
+    out, names = {data.paths[row] for row in split.held_out.tolist()}, " and ".join(map(str, paths))
+    learned = sorted(name for its in saved.values() for name in out if its.get(name) == "train")
+    require(not learned, f"{names}: do not go together: one has trained on {min(learned, default='')}, and one holds "
+            "its recording out; train everything that shares these splits again")
+    gone = {name: side for name, side in sorted(known.items()) if name not in here}
+    both = len(known) - len(gone)
+    print(f"{names}: {'is' if len(paths) == 1 else 'are'} of other images; of the {len(here)} in {config.dir} {both} "
+          f"keep their side and {len(here) - both} are split by the same rule ({len(gone)} of its own are gone)",
+          file=sys.stderr)  # fmt: skip
+    return replace(split, gone=gone)
 
 
 def require_settings(path: Path, settings: dict, config: DataConfig) -> None:
@@ -202,24 +225,25 @@ def differing(settings: dict, config: DataConfig) -> list[str]:
     return [key for key, (old, new) in both.items() if old != new and composed(str(old)) != composed(str(new))]
 
 
-def read_split(path: Path) -> tuple[dict, dict[str, list[str]]]:
-    """The settings and, for each side, the files of a saved split."""
+def read_split(path: Path) -> tuple[dict, dict[str, list[str]], dict[str, str]]:
+    """The settings of a saved split, the files of each side, and the side of each file that is gone."""
     saved = read_json(path)
     try:
         settings = dict(saved["settings"])
         there = [side for side in SIDES if side != "held_out" or side in saved]
         sides = {side: [composed(str(name)) for name in saved[side]] for side in there}
+        gone = {composed(name): SIDES[SIDES.index(side)] for name, side in dict(saved.get("gone", {})).items()}
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{path}: is not a saved split; delete it to have it made again") from None
     require("held_out" in sides, f"{path}: was made by an earlier version, which held no recordings out of training; "
             "train VAE and LDM again, in another output_dir")
     require(all(sides.values()), f"{path}: one side of the split is empty; delete it to make it again")
-    return settings, sides
+    return settings, sides, gone
 
 
 def training_images(path: Path) -> Counter[str]:
     """How many images each user has in the training recordings of a saved split."""
-    _, sides = read_split(path)
+    _, sides, _ = read_split(path)
     return Counter(name.partition("/")[0] for name in sides["train"] + sides["validation"])
 
 

@@ -11,13 +11,12 @@ each a recipe itself or a tensor that is kept. Where autograd would keep a marke
 the tensor dies. In the backward pass another hook calls the same function on the same numbers: same gradients, bitwise.
 
 - Convolutions and attention take time, and sums would lead back through the whole network: they are in no recipe.
-  Linear layers take 5% of a step's time; only those that widen, into the feed-forward layer, are worth it.
+  Linear layers on what has one are, unless an attention's queries, keys and values would all come of them: too much.
 - Autocast casts operands within a function, and a recipe does so too. A copy of an operand that autograd wants to keep,
   cast or made contiguous, is known by the nodes of the graph between it and the original.
 - A value that has several users, such as n above, is held from the first to the last of them; they follow one another,
   since the backward pass goes through the network block by block.
-- A tensor that was changed in place is not what its recipe makes, so the tensor itself is kept. A kept tensor that has
-  changed until the backward pass is an error, as it is in autograd.
+- A tensor changed in place is not what its recipe makes, and is kept; a kept one that changes later is an error.
 """
 
 import torch
@@ -90,10 +89,13 @@ class Lean(TorchFunctionMode):
         kwargs = kwargs or {}
         if torch.compiler.is_compiling():  # what is compiled decides itself what it makes again
             return func(*args, **kwargs)
+        if func is F.scaled_dot_product_attention and all(map(_recipe_of, args)):
+            for operand in args:
+                _root(operand).recipe = None
         self.running = args
         made = func(*args, **kwargs)
         self.running = ()
-        again = func in AGAIN or (func is F.linear and args and made.numel() > args[0].numel())
+        again = func in AGAIN or (func is F.linear and args and _recipe_of(args[0]))
         if again and made.requires_grad and args and made is not args[0]:
             root = _root(made)
             root.recipe, root.recipe_version = Recipe(func, args, kwargs, made.dtype), root._version

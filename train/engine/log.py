@@ -1,4 +1,4 @@
-"""What a run leaves to be read: `metrics.jsonl`, TensorBoard where it is installed, `curves.png`; and its speed."""
+"""What a run leaves to be read: `metrics.jsonl`, TensorBoard where it is installed, `curves.png`, `progress.html`."""
 
 import json
 import time
@@ -27,7 +27,7 @@ class RunLog:
         if not self.writes:
             return
         self.path = folder / METRICS
-        self.curves_path = folder / "curves.png"
+        self.curves_path, self.page_path = folder / "curves.png", folder / "progress.html"
         self.lines = [
             line for line in read_lines(self.path) if line["step"] < start_step + (again not in line)
         ]
@@ -50,7 +50,15 @@ class RunLog:
         if not self.writes:
             return
         curves = [{name: self.curve(name) for name in names} for names in panels]
-        save_picture(line_chart(f"{title}, by optimizer step", curves), self.curves_path)
+        save_picture(line_chart(title, curves, x_name="step"), self.curves_path)
+
+    def save_page(self, text: str) -> None:
+        with replacing(self.page_path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    def last(self, name: str) -> float | None:
+        """The newest value of a metric."""
+        return next((line[name] for line in reversed(self.lines) if name in line), None)
 
     def curve(self, name: str) -> list[tuple[int, float]]:
         return [(line["step"], line[name]) for line in self.lines if name in line]

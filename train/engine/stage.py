@@ -31,6 +31,8 @@ class Stage(Protocol):
     """min or max: which of two values of that metric is the better one."""
     curves: tuple[tuple[str, ...], ...]
     """The metrics whose curves are drawn, those of a panel together."""
+    pictures: str
+    """The folder within the run's for the pictures of its validations."""
     config: Config
     """The config as it was read."""
     data: UserImages
@@ -78,6 +80,10 @@ class Stage(Protocol):
         """Write `final_model`, and return what the user is told at the end."""
 
     # ---- what a run of it consists of
+
+    def picture_of(self, step: int) -> Path:
+        """The file of the picture that the validation after this step saves."""
+        return Path(self.training.output_dir) / self.pictures / f"{step:08d}.png"
 
     @property
     def training(self) -> TrainingConfig:

@@ -24,6 +24,7 @@ from train.engine.ema import EMA
 from train.engine.log import RunLog, Speed
 from train.engine.micro_batch import MicroBatch
 from train.engine.optim import learning_rate
+from train.engine.progress_page import ProgressPage
 from train.engine.stage import Stage
 from train.engine.step import NotFinite, mean_losses
 from train.engine.stopping import Stop
@@ -54,6 +55,8 @@ class Trainer:
         self.inputs = Unchanged(stage.inputs(), stage.instead())
         self.overflows = Overflows()
         self.checkpoints = Path(self.training.output_dir) / "checkpoints"
+        self.predicted_memory: dict[str, dict[str, int]] = {}
+        """Bytes at the peak of a step by component, then category; empty where nothing predicts them."""
 
     def run(self, check_memory: Callable[[], None]) -> None:
         """Take the optimizer steps that are left. `check_memory` is called after each of them."""
@@ -110,6 +113,7 @@ class Trainer:
         self.run_log = RunLog(Path(self.training.output_dir), self.step, again)
         self.speed, self.stop = Speed(), Stop(self.training.max_hours)  # their time begins now
         self.saved_at = time.monotonic()
+        self.page = ProgressPage(self.stage, self.step, self.total_steps, self.device)
         try:
             with (
                 self.stop.listening(),
@@ -177,7 +181,7 @@ class Trainer:
                 self.best.owed = True
                 return False
             self.run_log.write(self.step, **metrics)
-            self.run_log.save_curves(self.stage.title, self.stage.curves)
+            self.page.write(self.run_log, self.step, self.predicted_memory)
         return self.best.improved_by(metrics)
 
     def validated(self) -> dict[str, float] | None:
@@ -201,8 +205,9 @@ class Trainer:
         say(f"{sentence}; drawing what the model does so far", sys.stderr)
 
         def show(averaged: nn.Module) -> str:
-            self.run_log.save_curves(self.stage.title, self.stage.curves)
-            return self.stage.show(averaged, self.step, checkpoint)
+            words = self.stage.show(averaged, self.step, checkpoint)
+            self.page.write(self.run_log, self.step, self.predicted_memory, stopped=True)
+            return words
 
         try:
             return f"; {on_main(partial(self.with_average, show))}"

@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable
 from itertools import pairwise
 
+from train.base.markup import Markup, element, joined
 from train.judge.figures import gain, interval, number, percent, points
-from train.judge.markup import Markup, element, joined
 from train.judge.svg import LETTER, Scale, around, box, drawing, legend, line, mark, path, shortened, whisker, words
 
 WIDTH = 400

@@ -3,10 +3,12 @@
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 
 from nets.vae import AutoencoderKL
+from train.base.files import file_hash, tensors_hash
 from train.base.progress import progress
 from train.base.units import counted, duration
 from train.judge import augment, measures, network, ridge
@@ -63,6 +65,17 @@ def evaluate(
         },
         "seconds": time.monotonic() - began,
     }
+
+
+def hash_of_question(material: Material, vae: AutoencoderKL, losses: list[float], quick: bool, seed: int) -> str:
+    """Of all that `evaluate` answers to, and of the judge's source: the same where it would only say again the same."""
+    sets = [material.training, material.generated, *(test.images for test in material.tests.values())]
+    recordings = [material.training_recordings, *(test.recordings for test in material.tests.values())]
+    tensors = [tensor for one in sets for tensor in (one.images, one.users)] + recordings
+    beside = [material.user_names, material.training_files, material.generated_files, material.mixed,
+              vae.config.scaling_factor, losses, quick, seed]  # fmt: skip
+    source = [file_hash(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
+    return tensors_hash([*tensors, *vae.state_dict().values()], [*beside, source])
 
 
 def run_trials(

@@ -4,20 +4,16 @@ It shows what `evaluate` found, and pictures by name: "images" (real, reconstruc
 are any, "copies" (the closest pairs).
 """
 
-from pathlib import Path
-
 from PIL import Image
 
+from train.base.markup import Markup, element, joined
+from train.base.page import page
 from train.judge import report_images, report_results
 from train.judge.charts import gain_gauge
 from train.judge.figures import sentence
-from train.judge.markup import Markup, element, joined
 from train.judge.report_method import method
 from train.judge.report_results import SETS
 
-STYLE = Path(__file__).with_name("report.css")
-# The page loads nothing and runs nothing, whatever the names in it say: the browser holds it to that.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 ANSWERS = {
     "helps": ("helps", "The generated images help."),
     "does harm": ("harms", "The generated images do harm."),
@@ -47,17 +43,9 @@ def report(evaluation: dict, pictures: dict[str, Image.Image]) -> str:
     there = {key: (heading, content) for key, (heading, content) in parts.items() if content}
     links = joined(element("a", heading, href=f"#{key}") for key, (heading, _) in there.items())
     sections = joined(element("section", element("h2", h), content, id=key) for key, (h, content) in there.items())
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("title", f"Does a classifier get better with these images? {evaluation['model']}"),
-        element("style", Markup(STYLE.read_text(encoding="utf-8"))),
-    )
     nav = element("nav", links, aria_label="Parts of this page")
-    body = element("body", header(evaluation, results), nav, element("main", sections))
-    return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
+    title = f"Does a classifier get better with these images? {evaluation['model']}"
+    return page(title, header(evaluation, results), nav, element("main", sections))
 
 
 def header(evaluation: dict, results: dict[str, dict]) -> Markup:

@@ -1,26 +1,15 @@
 """Parts of the report on the images themselves: who is in them, what the VAE loses, distances, copies."""
 
-import base64
-from io import BytesIO
-
 from PIL import Image
 
+from train.base.markup import Markup, element, joined, lead, name_of, note, scrolling, table
+from train.base.page import picture
 from train.base.units import counted
 from train.judge.charts import MOST_USERS, heat_map, power_chart
 from train.judge.distances import HALVINGS
 from train.judge.figures import interval, number, of, percent
-from train.judge.markup import Markup, element, joined, lead, name_of, note, scrolling, table
 
 MOST_ROWS = 40  # of a table of confusions
-
-
-def picture(image: Image.Image, words: str) -> Markup:
-    """The picture, within the page itself, and what it shows."""
-    stored = BytesIO()
-    image.save(stored, "PNG")
-    source = "data:image/png;base64," + base64.b64encode(stored.getvalue()).decode()
-    shown = element("img", src=source, alt=words, width=image.width, height=image.height)
-    return element("figure", scrolling("picture", shown), element("figcaption", words))
 
 
 def images(shown: Image.Image) -> Markup:

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
+from train.base.markup import Markup, element, joined, lead, table
 from train.base.units import counted, duration
 from train.judge.figures import NONE, percent
-from train.judge.markup import Markup, element, joined, lead, table
 
 WHERE = {"held_out": "held-out", "test_dir": "other conditions"}
 EXPLAINED = (

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 from train.base.errors import some
+from train.base.markup import Markup, element, joined, lead, listed, name_of, note, table
 from train.judge.arms import CURVE, GENERATED, REAL, RECONSTRUCTED
 from train.judge.charts import gain_bars, interval_key, interval_plot, learning_curve
 from train.judge.figures import capital, gain, interval, percent, points, sentence
-from train.judge.markup import Markup, element, joined, lead, listed, name_of, note, table
 
 SETS = {"held_out": "On held-out recordings", "test_dir": "Under other conditions"}
 """The sets of test images, as headings and as the first words of a sentence."""

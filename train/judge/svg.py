@@ -1,4 +1,4 @@
-"""Drawing with SVG: a scale with round ticks, lines, words, marks. The colours are classes of report.css.
+"""Drawing with SVG: a scale with round ticks, lines, words, marks. The colours are classes of page.css.
 
 A drawing is about as wide as a telephone, so that its words stay legible there; `x` runs right and `y` down.
 """
@@ -6,7 +6,7 @@ A drawing is about as wide as a telephone, so that its words stay legible there;
 import math
 from dataclasses import dataclass
 
-from train.judge.markup import Markup, element, joined
+from train.base.markup import Markup, element, joined
 
 LETTER = 6.8  # pixels, about the width of a letter in a chart
 

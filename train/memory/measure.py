@@ -15,6 +15,7 @@ from statistics import median
 import torch
 
 from train.base.errors import UserError, out_of_memory, require
+from train.base.markdown import table
 from train.base.units import MiB, gib, mib
 from train.config.sections import MixedPrecision
 from train.engine.device import pick_device
@@ -22,7 +23,6 @@ from train.memory.allocator import Peaks, peaks_of
 from train.memory.fit import MIN_REGULAR_BATCH, account_of, fits, largest_batch, on_gpu, runs
 from train.memory.gpus import GPU
 from train.memory.overhead import CONTEXT, cublas
-from train.memory.report import table
 from train.memory.scenario import Scenario
 from train.memory.step import prepare
 

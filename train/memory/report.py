@@ -2,13 +2,13 @@
 
 import csv
 import math
-from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from textwrap import fill
 
 from train.base.errors import UserError
+from train.base.markdown import table
 from train.base.units import GiB, gib, mib
 from train.memory.account import CATEGORIES, HEADINGS, Account
 from train.memory.advice import cheapest_that_fits, levers
@@ -33,19 +33,6 @@ from train.memory.workers import on_all_cores
 
 WIDTH = 120  # characters in a line
 PREDICTED = "predicted: no GPU has confirmed these figures"
-
-
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[str] = ()) -> str:
-    """A Markdown table; the first column and those in `words` are aligned left, the others right."""
-    to_left = [i == 0 or heading in words for i, heading in enumerate(headings)]
-    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
-    rule = ["-" * width if is_left else "-" * (width - 1) + ":" for is_left, width in zip(to_left, widths, strict=True)]
-    lines = []
-    for row in (headings, rule, *rows):
-        columns = zip(row, to_left, widths, strict=True)
-        cells = (cell.ljust(width) if is_left else cell.rjust(width) for cell, is_left, width in columns)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 def title(scenario: Scenario, gpu: GPU | None) -> str:

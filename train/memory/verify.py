@@ -17,6 +17,7 @@ from train.base.units import MiB
 from train.config.sections import MixedPrecision
 from train.engine.optim import kept_here
 from train.engine.trainer import Trainer
+from train.memory.account import HEADINGS
 from train.memory.allocator import served
 from train.memory.components import bytes_of
 from train.memory.fit import account_of, on_gpu
@@ -37,6 +38,8 @@ def watch_memory(trainer: Trainer, precision: MixedPrecision) -> Callable[[], No
     account = account_of(on_gpu(scenario, gpu))
     predicted = {"peak": served(account).peak_allocated + (cublas(gpu, account).bytes if gpu else 0)}
     print(f"Memory: {predicted['peak'] / MiB:,.0f} MiB at the peak of a step (predicted; see train.memcheck)")
+    rows = account.table(account.peak().clock).items()
+    trainer.predicted_memory = {name: {HEADINGS[category]: n for category, n in row.items()} for name, row in rows}
     for name in ("weights", "gradients", "optimizer state"):  # at the step's end, when the gradients still exist
         predicted[name] = account.of_category(name, account.end - 1)
     models = [*stage.models(), *([] if stage.training.ema_on_cpu else [trainer.ema.model])]

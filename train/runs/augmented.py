@@ -139,6 +139,13 @@ def save_report(folder: Path, judged: dict, page: str, picture: Image.Image) -> 
         (folder / EVALUATION).unlink(missing_ok=True)  # of an earlier judgement
 
 
+def report_of(folder: Path, key: str) -> dict | None:
+    """The judgement that lies in the folder, if it is the one with this key."""
+    path = folder / EVALUATION
+    there = read_json(path) if path.is_file() else {}
+    return there if there.get("of") == key else None
+
+
 def bring_report(images: Path | None, folder: Path) -> dict | None:
     """The judgement that lies in the folder, copied from beside the images unless the folder was judged itself.
 

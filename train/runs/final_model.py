@@ -1,12 +1,13 @@
 """The folder `final_model` that a run leaves at its end; only this module writes and reads it.
 
-    VAE:  config.json, weights, latent_statistics.json             config.yaml, split.json
-    LDM:  unet/ vae/ scheduler/ condition_encoder/ users.json      config.yaml, split.json
+    VAE:  config.json, weights, latent_statistics.json             config.yaml, split.json, README.md
+    LDM:  unet/ vae/ scheduler/ condition_encoder/ users.json      config.yaml, split.json, README.md
 
-Models are folders that `diffusers` opens (train/runs/model_folder.py). The whole folder is replaced at once.
+Models are folders that `diffusers` opens (train/runs/model_folder.py). The whole folder is replaced at once; of the
+model card, README.md, what is written by hand stays.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from train.config.schema import Config
 from train.data.dataset import UserImages
 from train.data.split import Split, save_split
 from train.runs import model_folder, so_far
+from train.runs.card import write_card
 from train.runs.folder import CONFIG, SPLIT, save_config
 from train.runs.model_folder import replacing_model
 from train.runs.users import USERS, load_users, save_users
@@ -42,6 +44,7 @@ def save_vae(
         write_json(new / "latent_statistics.json", statistics)
         save_config(config, new)
         model_folder.save(vae, new)
+        write_card(new, folder, "vae", config, data, split)
 
 
 def load_vae(folder: Path, config: Config) -> AutoencoderKL:
@@ -100,6 +103,7 @@ def save_ldm(
         model_folder.save(vae, new / "vae")
         model_folder.save(denoiser.user_encoder, new / "condition_encoder")
         model_folder.save(denoiser.unet, new / "unet")
+        write_card(new, folder, "ldm", replace(config, vae=vae.config), data, split)
 
 
 def load_ldm(folder: Path, config: Config) -> TrainedLDM:

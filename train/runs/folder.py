@@ -28,8 +28,8 @@ LENGTH = {"num_epochs", "num_steps"}
 # the learning rate, which has to be lowered when the loss is no longer finite.
 SAFE = LENGTH | {
     "max_hours", "sample_interval", "save_interval", "keep_checkpoints", "auto_batch", "lean_activations",
-    "gradient_checkpointing", "shard_optimizer", "ema_on_cpu", "output_dir", "dir", "vae_path", "learning_rate",
-    "fused",
+    "gradient_checkpointing", "shard_optimizer", "ema_on_cpu", "output_dir", "dir", "vae_path", "init_from",
+    "learning_rate", "fused",
 }  # fmt: skip
 CUT = {"batch_size", "gradient_accumulation_steps"}  # safe as long as their product stays the same
 
@@ -128,11 +128,18 @@ def save_config(config: Config, folder: Path, stage: str | None = None) -> None:
         temporary.write_text(heading + config.as_yaml(), encoding="utf-8")
 
 
-def shared_split(data: UserImages, config: DataConfig, own: Path, of_vae: Path | None = None) -> Split:
-    """The split in a run's own folder; else that of its VAE, as far as it knows the images; else a new one."""
-    if own.is_file():
+def shared_split(
+    data: UserImages, config: DataConfig, own: Path, of_vae: Path | None = None, begun_from: Path | None = None
+) -> Split:
+    """The split in a run's own folder; else that of its VAE, as far as it knows the images; else a new one.
+
+    `begun_from` is that of the LDM whose weights the run is about to begin with, so that nothing is its own yet.
+    """
+    if own.is_file() and not begun_from:
         return load_split(own, data, config)
-    return adapt_split(of_vae, data, config) if of_vae and of_vae.is_file() else make_split(data, config)
+    before = [of_vae] if of_vae and of_vae.is_file() else []
+    before += [begun_from] if begun_from else []
+    return adapt_split([*dict.fromkeys(before)], data, config, bool(begun_from)) if before else make_split(data, config)
 
 
 def _flat(config: Config, stage: str) -> dict[str, object]:

@@ -149,7 +149,9 @@ def user_comparison(
 Curves = dict[str, Sequence[tuple[int, float]]]
 
 
-def line_chart(title: str, panels: Sequence[Curves], width: int = 720, height: int = 220) -> Image.Image:
+def line_chart(
+    title: str, panels: Sequence[Curves], width: int = 720, height: int = 220, x_name: str = ""
+) -> Image.Image:
     """Panels, each `height` pixels high, one below the other, of curves of (x, y) points over one axis of whole x.
 
     Points whose y is not finite, or beyond all measure, are left out, and so is a panel without any others; a single
@@ -176,6 +178,7 @@ def line_chart(title: str, panels: Sequence[Curves], width: int = 720, height: i
     for tick in linear_ticks(x0, x1, least_step=1):
         if x0 <= tick <= x1:
             brush.text((column(tick), TOP + len(panels) * height), f"{tick:.0f}", INK, text_font(), anchor="mt")
+    brush.text((LEFT - 6, TOP + len(panels) * height), x_name, INK, text_font(), anchor="rt")
     return canvas
 
 

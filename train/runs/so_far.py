@@ -52,6 +52,11 @@ def run_of(model: Path) -> Path:
     return model.parent.parent if is_checkpoint(model) else model.parent
 
 
+def has_begun(run: Path) -> bool:
+    """Whether a training here goes on from a checkpoint."""
+    return bool(list_checkpoints(run / CHECKPOINTS))
+
+
 def newest(run: Path) -> Path | None:
     """The last checkpoint of an LDM run, if there is one."""
     there = list_checkpoints(run / CHECKPOINTS) if (run / BEGUN_WITH / USERS).is_file() else []

@@ -19,7 +19,6 @@ from nets.checkpointing import set_checkpointing
 from nets.denoiser import UserDenoiser
 from nets.vae import AutoencoderKL
 from train.base.errors import UserError, require
-from train.base.files import tensors_hash
 from train.base.processes import on_main
 from train.base.progress import say
 from train.base.randomness import generator
@@ -39,6 +38,7 @@ from train.runs.folder import SPLIT, shared_split
 from train.runs.pictures import PICTURE_BATCH, user_comparison
 from train.runs.so_far import make_denoiser
 from train.stages import memorising
+from train.stages.beginning import Beginning, model_to_begin_from, open_beginning, vae_hash, vae_of
 from train.stages.copies import Originals
 from train.stages.generate import generate
 
@@ -62,9 +62,12 @@ class LDMStage(Stage):
     name, title = "ldm", "LDM"
     metric, better = "validation_loss", min
     curves = (("loss",), ("training_loss", "validation_loss"))
+    pictures = "samples"
 
-    def __init__(self, config: Config, data: UserImages, vae: AutoencoderKL):
-        self.config, self.data, self.vae = config, data, vae
+    def __init__(self, config: Config, data: UserImages, vae: AutoencoderKL, beginning: Beginning | None = None):
+        """With a `beginning`, its weights take the place of random ones, and are given back when that is done."""
+        self.config, self.data, self.vae, self.beginning = config, data, vae, beginning
+        self.begun = ""  # with whose weights, in words
         self.schedule = make_schedule(config.schedule)
         self.warned = False  # that more steps only learn images by heart
 
@@ -74,7 +77,7 @@ class LDMStage(Stage):
         warn_of_vanishing_signal(config.schedule)
         data = load_images(config.data)
         require_users(config, data)
-        return cls(config, data, vae)
+        return cls(config, data, vae, open_beginning(config, vae))
 
     @property
     def actual_config(self) -> Config:
@@ -84,7 +87,11 @@ class LDMStage(Stage):
         config, self.device = self.config, device
         self.vae.to(device)
         torch.manual_seed(generator(config.seed, "weights", 1).initial_seed())
-        self.model = make_denoiser(self.actual_config, len(self.data.user_names)).to(device)
+        self.model = make_denoiser(self.actual_config, len(self.data.user_names))
+        if self.beginning:
+            self.begun = self.beginning.give(self.model, self.data.user_names)
+            self.beginning = None
+        self.model.to(device)
         set_checkpointing(self.model, self.training.gradient_checkpointing)
         parameters, training = self.model.trained_parameters(), self.training
         self.learner = make_learner(
@@ -103,6 +110,8 @@ class LDMStage(Stage):
 
     def begin(self, folder: Path) -> None:
         """Keep the VAE with the run; encode every image of the training recordings, if the config says so."""
+        if self.begun:
+            print(f"{self.title}: {self.begun}")
         on_main(lambda: so_far.keep(folder, self.vae, self.data.user_names))
         if self.config.latents.cache_latents:
             rows = self.split.training
@@ -149,7 +158,7 @@ class LDMStage(Stage):
 
     def validate(self, averaged: UserDenoiser, step: int, micro_batch: MicroBatch) -> dict[str, float]:
         """Losses on validation images and on as many training images, and the share of samples that are copies."""
-        copies = self.write_samples(averaged, self.samples_of(step))
+        copies = self.write_samples(averaged, self.picture_of(step))
         while (losses := micro_batch.attempt(self.validation_losses, averaged, micro_batch.size)) is None:
             micro_batch.halve()
         metrics = {**losses, "copies": copies}
@@ -188,11 +197,8 @@ class LDMStage(Stage):
         return float(self.originals.find_copies(images, asked_for).accused.float().mean())
 
     def show(self, averaged: UserDenoiser, step: int, checkpoint: Path) -> str:
-        self.write_samples(averaged, self.samples_of(step))
-        return f"samples in {self.samples_of(step)}, and python -m train.sample --model {checkpoint} makes others"
-
-    def samples_of(self, step: int) -> Path:
-        return self.folder / f"samples/{step:08d}.png"
+        self.write_samples(averaged, self.picture_of(step))
+        return f"samples in {self.picture_of(step)}, and python -m train.sample --model {checkpoint} makes others"
 
     @property
     def sampled_users(self) -> Tensor:
@@ -219,7 +225,7 @@ class LDMStage(Stage):
     def export(self, averaged: UserDenoiser) -> str:
         folder, model = self.folder, self.folder / final_model.NAME
         final_model.save_ldm(model, averaged, self.vae, self.config, self.data, self.split)
-        said = f"LDM: model in {model}, samples in {folder}/samples, curves in {folder}/curves.png"
+        said = f"LDM: model in {model}, samples and curves in {folder}/progress.html"
         sentence = memorising.warning(self.validations())
         return f"{said}\n{self.title}: {sentence}" if sentence else said
 
@@ -236,8 +242,7 @@ class LDMStage(Stage):
         return {"model": self.model}
 
     def inputs(self) -> dict[str, str]:
-        scale = repr(self.vae.config.scaling_factor)
-        return {"VAE": tensors_hash(self.vae.state_dict().values(), scale), "data": fingerprint(self.data, self.split)}
+        return {"VAE": vae_hash(self.vae), "data": fingerprint(self.data, self.split)}
 
     def instead(self) -> dict[str, str]:
         own = own_vae(self.config)
@@ -254,9 +259,10 @@ def open_vae(config: Config) -> AutoencoderKL:
 
 
 def split_for(config: Config, data: UserImages) -> Split:
-    """The split of the run in the config's output_dir, else that of the VAE as far as it knows the images."""
-    own = Path(config.ldm_training.output_dir) / SPLIT
-    return shared_split(data, config.data, own, final_model.split_path(vae_folder(config)))
+    """The split of the run in the config's output_dir, else that of its VAE, and of the LDM from which it begins."""
+    own, model = Path(config.ldm_training.output_dir) / SPLIT, model_to_begin_from(config)
+    begun_from = model and final_model.split_path(model)
+    return shared_split(data, config.data, own, final_model.split_path(vae_folder(config)), begun_from)
 
 
 def own_vae(config: Config) -> Path | None:
@@ -269,14 +275,16 @@ def own_vae(config: Config) -> Path | None:
 
 @contextmanager
 def naming_the_own_vae(config: Config) -> Iterator[None]:
-    """While entered, a VAE that does not fit is an error that says where the run's own one is."""
+    """While entered, a VAE that does not fit is an error that says where the run's own one, or a new run's, is."""
     try:
         yield
     except UserError as error:
-        own = own_vae(config)
-        if not own:
-            raise
-        raise UserError(f"{error} (the run's copy of the VAE that it began with is {own})") from error
+        own, model = own_vae(config), model_to_begin_from(config)
+        if own:
+            raise UserError(f"{error} (the run's copy of the VAE that it began with is {own})") from error
+        if model and vae_folder(config) != vae_of(model):
+            raise UserError(f"{error} (to begin from {model} takes its VAE, {vae_of(model)})") from error
+        raise
 
 
 def require_users(config: Config, data: UserImages) -> None:

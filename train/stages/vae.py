@@ -52,6 +52,7 @@ class VAEStage(Stage):
         ("loss",), ("reconstruction",), ("kl",), ("spectral",), ("perceptual",), ("adversarial", "discriminator"),
         ("validation_psnr",),
     )  # fmt: skip
+    pictures = "reconstructions"
 
     def __init__(self, config: Config, data: UserImages, vae: AutoencoderKL, vgg16: VGG16Distance | None):
         self.config, self.data, self.model, self.vgg16 = config, data, vae, vgg16
@@ -112,9 +113,6 @@ class VAEStage(Stage):
     def show(self, averaged: AutoencoderKL, step: int, checkpoint: Path) -> str:
         self.measure(averaged, self.picture_of(step))
         return f"reconstructions in {self.picture_of(step)}"
-
-    def picture_of(self, step: int) -> Path:
-        return Path(self.training.output_dir) / f"reconstructions/{step:08d}.png"
 
     def measure(self, vae: AutoencoderKL, picture: Path) -> dict[str, float]:
         """What at most 256 validation images keep; saves a picture of a few, with their reconstructions below."""

@@ -4,7 +4,7 @@ from html import unescape
 
 import pytest
 
-from train.judge.markup import Markup, element, joined, table, text
+from train.base.markup import Markup, element, joined, table, text
 
 
 @pytest.mark.parametrize("words", ["<b>", "\"'&", "&lt;", "שלום 🚶"])
