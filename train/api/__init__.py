@@ -2,8 +2,8 @@
 
     from train.api import UserDiffusion, memcheck, train_ldm, train_vae
 
-Nothing here prints what is to be read by a program, or ends the process. What is wrong with what is given is a
-UserError of one sentence; a training that saves and ends before its last step raises Stopped.
+They print what their commands print on the way, and never end the process: what is wrong with what is given is a
+UserError of one sentence, and a training that saves and ends before its last step raises Stopped.
 """
 
 from train.api.account import MemoryAccount, memcheck
