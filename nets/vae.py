@@ -42,8 +42,8 @@ class VAEConfig:
         for channels in self.channels:
             if channels % self.norm_groups:
                 raise ValueError(f"channels {channels} cannot be divided into {self.norm_groups} norm_groups")
-        if self.scaling_factor is not None and not self.scaling_factor > 0:
-            raise ValueError(f"scaling_factor must be positive, not {self.scaling_factor}")
+        if self.scaling_factor is not None and not 1e-6 <= self.scaling_factor <= 1e6:
+            raise ValueError(f"scaling_factor must be from 1e-6 to 1e6, not {self.scaling_factor}")
 
     @property
     def downscale(self) -> int:

@@ -3,6 +3,7 @@ fifty times more. OMP_NUM_THREADS asks for more, as `make test-portable` does; p
 """
 
 import os
+import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -13,6 +14,8 @@ from train.judge import evaluation, network
 
 THREADS = int(os.environ["OMP_NUM_THREADS"])
 torch.set_num_threads(THREADS)
+STORES = tempfile.TemporaryDirectory(prefix="stores-")  # of decoded images, which go when the tests end
+os.environ["LDM_STORE"] = STORES.name
 
 
 def pytest_runtest_setup() -> None:

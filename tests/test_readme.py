@@ -5,9 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from nets.unet import UNet2DConditionModel
+from nets.vae import AutoencoderKL
 from tests.tiny import tiny, tiny_denoiser, tiny_images, tiny_vae
 from train import memcheck
+from train.config.schema import Config
 from train.data.split import make_split
 from train.runs.final_model import save_ldm
 
@@ -89,3 +93,30 @@ def test_the_lines_from_python_make_the_images_they_say(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(lines, "README.md", "exec"), names)
     assert [(user, len(images)) for user, images in names["images"].items()] == [("ID1", 4), ("ID5", 4)]
+
+
+def operations(config: Config) -> dict[str, int]:
+    """Multiplications and additions of a step's forward and backward, for one image, as torch counts them."""
+    unet, side = config.unet, config.latent_side
+    with torch.device("meta"), FlopCounterMode(display=False) as of_vae:
+        vae = AutoencoderKL(config.vae)
+        vae.decode(vae.encode(torch.empty(1, *config.image_shape)).mean).sum().backward()
+    with torch.device("meta"), FlopCounterMode(display=False) as of_unet:
+        latents, context = torch.empty(1, unet.latent_channels, side, side), torch.empty(1, 1, unet.cross_attention_dim)
+        UNet2DConditionModel(unet)(latents, torch.empty(1), context).sum().backward()
+    return {"vae": of_vae.get_total_flops(), "ldm": of_unet.get_total_flops()}
+
+
+def test_the_table_of_operations_is_what_torch_counts():
+    found = re.findall(r"^\| `(\w+)` \| (.*x.*) \|$", section("How long, for how many images"), re.MULTILINE)
+    rows = {name: row.split(" | ") for name, row in found}
+    assert rows.keys() == {path.stem for path in (ROOT / "configs").glob("*.yaml")}
+    for name, row in rows.items():
+        config = Config.read(ROOT / f"configs/{name}.yaml")
+        trainings = [config.training(stage) for stage in ("vae", "ldm")]
+        assert row[0::2][:2] == [f"{training.num_steps:,} x {training.images_per_step}" for training in trainings]
+        images = [training.num_steps * training.images_per_step for training in trainings]
+        total = sum(count * float(each) / 1e6 for count, each in zip(images, row[1:4:2], strict=True))
+        assert float(row[4]) == pytest.approx(total, abs=0.06)
+        if name in ("demo", "medium"):
+            assert row[1:4:2] == [f"{count / 1e9:,.1f}" for count in operations(config).values()]

@@ -19,7 +19,7 @@ from train.judge.augmented import Choice, Judge, read_made
 from train.judge.manifest import verdict, write_data_set
 from train.judge.material import labelled, real_images
 from train.judge.purpose import for_a_classifier
-from train.runs.augmented import bring_report, claim_folders, default_augmented, real_files
+from train.runs.augmented import EVALUATION, bring_report, claim_folders, default_augmented, real_files
 from train.runs.final_model import config_path, load_ldm, split_path, trained_users
 from train.runs.folder import locked
 from train.runs.generated import MOST_IMAGES, SEED, default_folder, image_paths, settings_of
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
             print(line)
         report = on_main(lambda: bring_report(None if args.sift else images, folder))
     if report:
-        print(verdict(report))
+        print(verdict(report, folder / EVALUATION))
     elif on_main(lambda: not all(choice.left_out().values())):
         print(f"do they help? python -m train.evaluate --model {args.model} --images {folder} judges them")
     print(f"the data set is {folder}, and manifest.csv lists it")

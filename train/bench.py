@@ -11,6 +11,7 @@ from types import ModuleType
 
 import torch
 
+from train.base.cores import Waiting
 from train.base.files import write_json
 from train.base.progress import progress
 from train.config import cli
@@ -24,7 +25,7 @@ from train.memory.models import blank_stage
 from train.memory.overhead import cublas
 from train.memory.scenario import Scenario
 from train.speed import parts, whole
-from train.speed.clock import Waiting, in_turns
+from train.speed.clock import in_turns
 from train.speed.document import document
 from train.speed.machine import ceiling, machine
 from train.speed.sides import diffusers_here

@@ -18,6 +18,7 @@ from train.config.schema import Config
 from train.config.sections import MixedPrecision
 from train.data.dataset import UserImages, load_images
 from train.data.latents import latent_shape, require_sane_latents
+from train.data.pictures import place_of
 from train.data.split import Split
 from train.engine.device import pick_device
 from train.engine.micro_batch import MicroBatch
@@ -104,7 +105,8 @@ def check_data(config: Config) -> tuple[UserImages, str]:
     data = load_images(config.data)
     require_users(config, data)
     shape = "x".join(map(str, data.images.shape[1:]))
-    return data, f"{len(data)} images of {len(data.user_names)} users in {config.data.dir}, {shape}"
+    decoded = f"{shape}, decoded in {place_of(Path(config.data.dir), config.data)}"
+    return data, f"{len(data)} images of {len(data.user_names)} users in {config.data.dir}, {decoded}"
 
 
 def check_split(config: Config, data: UserImages) -> tuple[Split, str]:

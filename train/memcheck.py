@@ -16,7 +16,6 @@ from train.config import cli
 from train.memory.charts import save_charts
 from train.memory.gpus import GPUS
 from train.memory.measure import measure
-from train.memory.report import write_modules
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -27,23 +26,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--gpu", help=f"look at one card, and trace its largest batches themselves: {known}")
     parser.add_argument("--ranks", type=int, default=1, help="cards of a torchrun, which divide each step")
     parser.add_argument("--json", action="store_true", help="print the account for a program, and nothing else")
-    parser.add_argument("--csv", type=cli.a_path, help="write the peak by module to this file")
     parser.add_argument("--pictures", type=cli.a_path, help="draw the timeline and the modules into this folder")
     parser.add_argument("--measure", type=cli.a_path, metavar="RECORD.md",
                         help="run the steps on the CUDA card that is here, and write how far the predictions were off")
     args = parser.parse_args(argv)  # fmt: skip
     config = cli.read_config(args, args.stage)
     require(
-        not args.measure or not (args.gpu or args.json or args.csv or args.pictures),
-        "--measure compares with the card that is here, and goes with none of --gpu, --json, --csv, --pictures",
+        not args.measure or not (args.gpu or args.json or args.pictures),
+        "--measure compares with the card that is here, and goes with none of --gpu, --json, --pictures",
     )
     with cli.naming_flags():
         if args.measure:
             print(measure(scenario_of(config, args.stage, args.users, args.ranks), args.measure))
             return
         found = memcheck(config, stage=args.stage, users=args.users, gpu=args.gpu, ranks=args.ranks)
-    if args.csv:
-        write_modules(found.account, args.csv)
     if args.pictures:
         save_charts(found.account, args.pictures)
     print(json.dumps(found.data, indent=1) if args.json else f"{found}\n")

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from train.base.errors import require
-from train.base.files import read_json, write_json, writing
+from train.base.files import read_names, write_json, writing
 from train.base.folders import INCOMPLETE
 from train.base.progress import progress
 from train.config import cli
@@ -80,7 +80,7 @@ def move(part: Path, output: Path) -> None:
 
 def take_back(part: Path, output: Path) -> None:
     """Move back what a process that did not come to its end has moved, which would pass for a whole data set."""
-    moving = read_json(part / MOVING)["users"] if (part / MOVING).is_file() else []
+    moving = read_names(part / MOVING, "users") if (part / MOVING).is_file() else []
     for name in moving:
         if (output / name).exists() and not (part / name).exists():
             (output / name).rename(part / name)

@@ -34,7 +34,8 @@ from tests.commands.killing import Running, kill_somewhere, start
 from tests.tiny import make_images
 from train.base.errors import UserError
 from train.base.folders import require_complete
-from train.runs.augmented import EVALUATION, REPORT
+from train.base.units import duration
+from train.runs.augmented import EVALUATION, PAGE, REPORT
 from train.runs.checkpoint import load_latest
 
 ROOT = Path(__file__).parents[2]
@@ -70,9 +71,13 @@ def pictures(folder: Path) -> Files:
 
 
 def report(folder: Path) -> Files:
-    """What the judge has left, which is complete where its figures are there."""
+    """What the judge has left, which is complete where its figures are there; but for the time that it took."""
     files = {name: content for name, content in contents(folder / "run").items() if name in REPORT}
-    return files if EVALUATION in files else {}
+    if EVALUATION not in files:
+        return {}
+    figures = json.loads(files[EVALUATION])
+    page = files[PAGE].replace(f"it took {duration(figures.pop('seconds'))}.".encode(), b"")
+    return files | {EVALUATION: json.dumps(figures).encode(), PAGE: page}
 
 
 def state(folder: Path) -> list:

@@ -300,7 +300,10 @@ def test_a_stopped_command_says_so_and_exits_with_its_status(capsys):
     assert capsys.readouterr().err == "VAE: SIGTERM: saved\n"
 
 
-def test_a_command_stopped_by_its_closed_terminal_keeps_its_status(monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "status"), [(Stopped("VAE: SIGHUP: saved", 129), 129), (UserError("data: no such folder"), 2)]
+)
+def test_a_command_ended_on_a_closed_terminal_keeps_its_status(monkeypatch, error, status):
     """What is written to a terminal that is gone fails; nothing is wrong with the run."""
 
     class Gone(io.StringIO):
@@ -308,13 +311,13 @@ def test_a_command_stopped_by_its_closed_terminal_keeps_its_status(monkeypatch):
             raise OSError(errno.EIO, "Input/output error")
 
     def main(_) -> None:
-        raise Stopped("VAE: SIGHUP: saved", 129)
+        raise error
 
     monkeypatch.setattr(sys, "stderr", Gone())
     monkeypatch.setattr(sys, "stdout", Gone())
     with pytest.raises(SystemExit) as caught:
         cli.run(main)
-    assert caught.value.code == 129
+    assert caught.value.code == status
 
 
 @pytest.mark.parametrize("letters", [1, 100_000], ids=["buffered", "at once"])

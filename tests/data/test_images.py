@@ -248,7 +248,8 @@ def test_pixels_without_an_agreed_white_are_refused(tmp_path):
     save(tmp_path / "f.tif", Image.fromarray(np.ones((8, 8), np.float32)))
     save(tmp_path / "i.tif", Image.fromarray(np.ones((8, 8), np.int32)))
     save(tmp_path / "inverted.tif", grey16(1), tiffinfo={262: 0})
-    for name in ("f.tif", "i.tif", "inverted.tif"):
+    save(tmp_path / "signed.tif", Image.fromarray(np.ones((8, 8), np.uint8)), tiffinfo={339: 2})  # SampleFormat
+    for name in ("f.tif", "i.tif", "inverted.tif", "signed.tif"):
         assert "no agreed white" in refused(tmp_path / name)
 
 

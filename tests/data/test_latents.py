@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,7 +10,14 @@ from nets.vae import DiagonalGaussian, VAEConfig
 from tests.tiny import tiny, tiny_images, tiny_vae
 from train.base.errors import UserError
 from train.data import latents as module
-from train.data.latents import LatentSource, cached_moments, encode_moments, measure_scaling, require_sane_latents
+from train.data.latents import (
+    LatentSource,
+    cached_moments,
+    encode_moments,
+    encoding_batch,
+    measure_scaling,
+    require_sane_latents,
+)
 
 CPU = torch.device("cpu")
 NO_FLIPS = torch.zeros(2, 5, dtype=torch.bool)
@@ -125,24 +131,52 @@ def test_only_the_rows_asked_for_are_cached_and_found_by_row(tmp_path, vae):
         with pytest.raises(IndexError):
             sources[0].latents(torch.tensor([other]), NO_FLIPS[:, :1], noise[:1])
     data.images[torch.tensor([0, 4, 19])] = 255
-    assert torch.equal(cached_moments(vae, data, rows, tmp_path, CPU), moments)
+    assert torch.equal(cached_moments(vae, data, rows, tmp_path, CPU)[:], moments[:])
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_the_cache_file_grows_batch_by_batch_as_it_is_written(tmp_path, vae, monkeypatch):
-    """A page of a mapped file that the disk is too full for would kill the process with SIGBUS."""
-    data, sizes = tiny_images(40), []
+def test_the_cache_grows_batch_by_batch_and_interrupted_goes_on(tmp_path, vae, monkeypatch):
+    """Its file is written, not mapped, as it grows: a page that the disk is too full for would kill the process."""
+    data, rows, sizes, asked = tiny_images(40), torch.arange(40), [], []
+    monkeypatch.setattr(module, "MOST_ENCODED", 16)
 
-    def watched(*args):
-        for moments in encode_moments(*args):
-            sizes.append(sum(path.stat().st_size for path in tmp_path.iterdir()))
+    def watched(vae, data, rows, device):
+        asked.append(len(rows))
+        for number, moments in enumerate(encode_moments(vae, data, rows, device)):
+            sizes.append(sum(path.stat().st_size for path in tmp_path.glob("*/rows.raw")))
+            if number == 2 and len(asked) == 1:
+                raise KeyboardInterrupt
             yield moments
 
+    expected = torch.cat(list(encode_moments(vae, data, rows, CPU)))
     monkeypatch.setattr(module, "encode_moments", watched)
-    moments = cached_moments(vae, data, torch.arange(len(data)), tmp_path, CPU)
-    assert max(sizes) < moments.nbytes
-    expected = torch.cat(list(encode_moments(vae, data, torch.arange(40), CPU)))
-    assert torch.equal(moments, expected)
+    with pytest.raises(KeyboardInterrupt):
+        cached_moments(vae, data, rows, tmp_path, CPU)
+    assert torch.equal(cached_moments(vae, data, rows, tmp_path, CPU)[:], expected)
+    assert asked == [40, 8]
+    assert sizes == [expected[:count].nbytes for count in (0, 16, 32, 32)]
+
+
+def test_a_batch_that_memory_is_too_small_for_is_halved(vae, monkeypatch):
+    data, sizes, encode = tiny_images(10), [], vae.encode
+
+    def short_of_memory(x):
+        sizes.append(len(x))
+        if len(x) > 3:
+            raise torch.OutOfMemoryError("full")
+        return encode(x)
+
+    expected = torch.cat(list(encode_moments(vae, data, torch.arange(10), CPU)))
+    monkeypatch.setattr(module, "MOST_ENCODED", 8)
+    monkeypatch.setattr(vae, "encode", short_of_memory)
+    found = torch.cat(list(encode_moments(vae, data, torch.arange(10), CPU)))
+    assert sizes == [8, 4, 2, 2, 2, 2, 2]
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_batch_that_is_encoded_shrinks_as_images_grow(vae):
+    vae.config = replace(vae.config, channels=(128, 256, 512))
+    assert [encoding_batch(vae, side) for side in (8, 128, 256, 512, 1024, 8192)] == [64, 21, 5, 1, 1, 1]
 
 
 def test_latents_are_the_scaled_sample_of_the_encoders_gaussian(vae):
@@ -167,107 +201,61 @@ def test_a_flipped_image_has_the_latents_of_the_flipped_pixels(vae):
     assert torch.equal(source.latents(torch.arange(5), flips, noise), expected)
 
 
-def test_the_vae_looks_at_each_image_once(tmp_path, vae, monkeypatch):
-    data = tiny_images(20)
-    first = cached_moments(vae, data, torch.arange(len(data)), tmp_path, CPU)
-    assert first.shape == (20, 2, 4, 8, 8)
-    monkeypatch.setattr(vae, "encode", None)
-    assert torch.equal(cached_moments(vae, data, torch.arange(len(data)), tmp_path, CPU), first)
+def test_the_vae_looks_at_each_picture_once(tmp_path, vae, monkeypatch):
+    """Among others too, and where it stands in the data set twice."""
+    data, looked_at = tiny_images(20), []
+    data.images[7] = data.images[3]
+    first = cached_moments(vae, data, torch.arange(15), tmp_path, CPU)
+    assert first.shape == (15, 2, 4, 8, 8)
+    assert torch.equal(first[7], first[3])
+    encode = vae.encode
+    monkeypatch.setattr(vae, "encode", lambda x: looked_at.append(len(x)) or encode(x))
+    other = replace(data, images=data.images.flip(0))
+    assert torch.equal(cached_moments(vae, other, torch.arange(5, 20), tmp_path, CPU)[:], first[:].flip(0))
+    assert looked_at == []
+    cached_moments(vae, data, torch.arange(20), tmp_path, CPU)
+    assert looked_at == [5]
 
 
-def test_other_weights_settings_or_images_have_their_own_cache(tmp_path, vae):
+def test_other_weights_or_settings_have_their_own_cache(tmp_path, vae):
     data = tiny_images(6)
-    names = [cache(vae, data, tmp_path)]
-
-    def changed(key, index):
-        pixels = data.images.clone()
-        pixels[index] ^= 1
-        return replace(data, **{key: pixels})
-
-    names.append(cache(vae, changed("images", (5, 2, 15, 15)), tmp_path))  # the last bit of the last pixel
-    names.append(cache(vae, replace(data, images=data.images.flip(0)), tmp_path))
-    names.append(cache(vae, tiny_images(5), tmp_path))
-    names.append(cache(vae, tiny_images(6, side=8), tmp_path))
+    names = [cache(vae, data, tmp_path), cache(vae, tiny_images(6, side=8), tmp_path)]
     other = tiny_vae(tiny("vae.norm_groups=2"))  # the same weights, used otherwise
     other.load_state_dict(vae.state_dict())
     names.append(cache(other, data, tmp_path))
     with torch.no_grad():
         vae.quant_conv.bias[-1] = torch.nextafter(vae.quant_conv.bias[-1], torch.tensor(1e9))
     names.append(cache(vae, data, tmp_path))
-    assert len(set(names)) == 7
+    assert len(set(names)) == 4
     assert "" not in names
 
 
-def test_what_the_moments_do_not_depend_on_asks_for_no_new_file(tmp_path, vae):
+def test_the_last_bit_of_a_pixel_makes_other_latents(tmp_path, vae):
+    data, rows = tiny_images(6), torch.arange(6)
+    before = cached_moments(vae, data, rows, tmp_path, CPU)[:]
+    data.images[5, 2, 15, 15] ^= 1
+    after = cached_moments(vae, data, rows, tmp_path, CPU)[:]
+    assert torch.equal(before[:5], after[:5])
+    assert not torch.equal(before[5], after[5])
+
+
+def test_what_the_moments_do_not_depend_on_asks_for_no_new_cache(tmp_path, vae):
     data = tiny_images(6)
     assert cache(vae, data, tmp_path)
     vae.config = replace(vae.config, scaling_factor=0.3, sample_size=64)
     assert cache(vae, replace(data, user_names=["A", "B", "C"]), tmp_path) == ""
 
 
-def test_encoding_that_is_interrupted_leaves_no_cache(tmp_path, vae, monkeypatch):
-    data = tiny_images(40)
-
-    def interrupted(*args):
-        yield from list(encode(*args))[:2]
-        raise KeyboardInterrupt
-
-    encode = module.encode_moments
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "encode_moments", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            cached_moments(vae, data, torch.arange(len(data)), tmp_path, CPU)
-    assert list(tmp_path.iterdir()) == []
-    assert (cached_moments(vae, data, torch.arange(len(data)), tmp_path, CPU)[-1, 1] > 0).all()
-
-
-def spoilt(content: bytes) -> dict[str, bytes]:
-    """A cache that a crash, a full disk or an earlier version left, or that a disk has altered."""
-    middle = len(content) // 2
-    return {
-        "empty": b"", "cut": content[:middle], "without its checksum": content[:-32], "longer": content + b"\0",
-        "a header only": content[:128], "zeros": bytes(len(content)), "no array": b"\x93NUMPY" + bytes(99),
-        "another value": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
-        "another shape": content.replace(b"(6, 2, 4, 8, 8)", b"(6, 2, 8, 4, 8)"),
-        "another checksum": content[:-1] + bytes([content[-1] ^ 1]),
-    }  # fmt: skip
-
-
-def test_a_spoilt_cache_is_made_anew_and_that_is_said(tmp_path, vae, capsys):
-    """The same file as before; one that is whole is not written again."""
+def test_latents_that_a_disk_has_altered_are_encoded_again(tmp_path, vae, capsys):
     data, rows = tiny_images(6), torch.arange(6)
-    moments = cached_moments(vae, data, rows, tmp_path, CPU).clone()
-    (path,) = tmp_path.iterdir()
+    expected = cached_moments(vae, data, rows, tmp_path, CPU)[:]
+    (path,) = tmp_path.glob("*/rows.raw")
     content = path.read_bytes()
-    for what, bad in spoilt(content).items():
-        path.write_bytes(bad)
-        assert bad != content, what
-        assert torch.equal(cached_moments(vae, data, rows, tmp_path, CPU), moments), what
-        assert path.read_bytes() == content
-        assert f"{path}: is damaged; the images are encoded again" in capsys.readouterr().err
-    written = path.stat().st_mtime_ns
-    cached_moments(vae, data, rows, tmp_path, CPU)
-    assert (path.stat().st_mtime_ns, capsys.readouterr().err) == (written, "")
-
-
-def test_the_cache_of_other_images_is_not_taken_by_its_name(tmp_path, vae):
-    data, others, rows = tiny_images(6), tiny_images(6, seed=1), torch.arange(6)
-    for images, folder in ((data, "a"), (others, "b")):
-        cached_moments(vae, images, rows, tmp_path / folder, CPU)
-    (path,), (other,) = ((tmp_path / folder).iterdir() for folder in "ab")
-    path.write_bytes(other.read_bytes())
-    expected = torch.cat(list(encode_moments(vae, data, rows, CPU)))
-    assert torch.equal(cached_moments(vae, data, rows, tmp_path / "a", CPU), expected)
-
-
-def test_changing_the_cached_tensor_does_not_change_its_file(tmp_path, vae):
-    data = tiny_images(6)
-    moments = cached_moments(vae, data, torch.arange(len(data)), tmp_path, CPU)
-    before = moments.clone()
-    moments.zero_()
-    assert torch.equal(cached_moments(vae, data, torch.arange(len(data)), tmp_path, CPU), before)
-    (path,) = tmp_path.iterdir()
-    assert np.array_equal(np.load(path), before.numpy())
+    path.write_bytes(bytes(len(content)))
+    torch.testing.assert_close(cached_moments(vae, data, rows, tmp_path, CPU)[:], expected)
+    assert capsys.readouterr().err.count("is damaged; rows of it are made anew") == 1
+    torch.testing.assert_close(cached_moments(vae, data, rows, tmp_path, CPU)[:], expected)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_vae_of_constant_latents_is_refused():

@@ -252,8 +252,8 @@ def test_an_edited_split_must_stay_a_split(saved):
         ({"train": good["train"] + good["held_out"][:1]}, "does not fit"),
         ({"train": everything, "validation": [], "held_out": []}, "one side of the split is empty"),
         ({"train": good["train"] + good["validation"], "validation": []}, "one side of the split is empty"),
-        ({"train": None}, "is not a saved split"),
-        ({"held_out": None}, "is not a saved split"),
+        ({"train": None}, "is not as it was written"),
+        ({"held_out": None}, "is not as it was written"),
         ({"train": [1]}, "does not fit"),
     ):
         saved.write_text(json.dumps(good | changed))

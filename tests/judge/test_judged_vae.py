@@ -1,5 +1,6 @@
 """What judges say of a VAE's reconstructions, and that they neither touch the training nor see what is held out."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -134,6 +135,18 @@ def test_what_has_been_judged_is_said_again_without_judges(ended, monkeypatch):
     assert warned_again.splitlines()[-1] == warned.splitlines()[-1]
     ended(identity)  # another VAE
     assert asked == ["network"]
+
+
+def test_a_judgement_that_somebody_altered_is_made_again(ended, tmp_path):
+    said, warned = ended(grey)
+    kept = json.loads((tmp_path / "judged.json").read_text())
+    del kept["ridge regression"]["says"]
+    (tmp_path / "judged.json").write_text(json.dumps(kept))
+    again, warned_again = ended(grey)
+    assert (again, warned_again.splitlines()[-1]) == (said, warned.splitlines()[-1])
+    assert warned_again.startswith(
+        f"passed over: {tmp_path / 'judged.json'}: is not as it was written; what it kept is made again\n"
+    )
 
 
 def test_what_is_held_out_is_never_looked_at(ended, tmp_path):

@@ -30,5 +30,5 @@ def config_of(preset: str, *more: str) -> Config:
 
 def forget_traces() -> None:
     """What comes next is built and traced anew."""
-    for known in (fit.account_of, fit._growth, step._begun_once, step._recordings, models._built_once):
+    for known in (fit.account_of, fit._growth, step._begun_once, models._built_once):
         known.cache_clear()

@@ -59,7 +59,7 @@ def test_two_digits_promise_no_more_than_there_is(number, up, text):
     [("--users 65537", "--users 65537: must be at least 1 and at most 65536"),
      ("--ranks 1000000", "--ranks 1000000: must be at least 1 and at most 1024"),
      ("--batch_size 1000000000", "gradient_accumulation_steps = 1000000000: must be at least 1 and at most 65536"),
-     ("--csv=", "--csv: needs a value"), ("--pictures=", "--pictures: needs a value"),
+     ("--pictures=", "--pictures: needs a value"),
      ("--measure=", "--measure: needs a value"), ("--measure x --json", "goes with none of --gpu, --json")],
 )  # fmt: skip
 def test_what_no_account_can_be_made_of_is_refused_in_a_sentence(flags, sentence):
@@ -73,17 +73,6 @@ def test_pictures_may_go_into_the_folder_that_one_is_in(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     memcheck.main(["--config", str(config), "--stage", "sample", "--pictures", "."])
     assert len(list(tmp_path.glob("*.png"))) == 3
-
-
-def test_a_table_of_modules_overwrites_nothing_but_its_like(tmp_path: Path, capsys):
-    mine, modules = tmp_path / "mine.yaml", tmp_path / "modules.csv"
-    mine.write_text("base: demo.yaml\n")
-    with pytest.raises(UserError, match="holds something else"):
-        memcheck.main(["--config", "configs/demo.yaml", "--csv", str(mine)])
-    assert mine.read_text() == "base: demo.yaml\n"
-    for _ in range(2):
-        memcheck.main(["--config", "configs/demo.yaml", "--stage", "sample", "--csv", str(modules)])
-    assert modules.read_bytes().startswith(b"module,")
 
 
 def test_the_command_gives_an_account_to_programs(capsys, tmp_path: Path):
@@ -111,14 +100,12 @@ def test_a_lever_that_saves_in_one_phase_says_where_the_peak_is_then(capsys):
 
 
 def test_the_command_prints_tables_and_draws_pictures(capsys, tmp_path: Path):
-    memcheck.main(["--config", "configs/demo.yaml", "--gpu", "P100", "--csv", str(tmp_path / "modules.csv"),
-                   "--pictures", str(tmp_path)])  # fmt: skip
+    memcheck.main(["--config", "configs/demo.yaml", "--gpu", "P100", "--pictures", str(tmp_path)])
     printed = capsys.readouterr().out
     assert "predicted" in printed
     assert "P100" in printed
-    assert {p.name for p in tmp_path.iterdir()} == {
-        "modules.csv", "memory_modules.png", "memory_timeline.png", "memory_components.png",
-    }  # fmt: skip
+    charts = {"memory_modules.png", "memory_timeline.png", "memory_components.png"}
+    assert {p.name for p in tmp_path.iterdir()} == charts
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

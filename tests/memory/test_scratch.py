@@ -7,13 +7,12 @@ from torch.nn import functional as F
 from train.memory.account import Account
 from train.memory.cuda_rules import CudaRules
 from train.memory.trace import SCRATCH, Trace
-from train.memory.without_compiler import without_compiler
 
 HALF = torch.float16
 
 
 def account_of(function, *operands) -> Account:
-    with without_compiler(), Trace({}, CudaRules()) as trace:
+    with Trace({}, CudaRules()) as trace:
         function(*operands)
     return Account(trace)
 

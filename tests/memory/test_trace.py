@@ -8,15 +8,12 @@ from torch import nn
 
 from train.memory.cuda_rules import CudaRules
 from train.memory.trace import Trace
-from train.memory.without_compiler import without_compiler
 
 
-@pytest.fixture(autouse=True)
-def _without_compiler():
-    """Where the first operator imports torch's compiler, the frames of that import keep its operands alive."""
-    with without_compiler():
-        torch.empty(1, device="meta") + 1  # another test may have imported a part of the compiler, and not the rest
-        yield
+@pytest.fixture(autouse=True, scope="module")
+def _compiler_imported():
+    """By an operator on the meta device; the frames of that import would keep the operands of the first alive."""
+    torch.empty(1, device="meta") + 1
 
 
 def trace(**modules: nn.Module) -> Trace:
@@ -96,35 +93,6 @@ def test_activations_are_what_lives_at_the_end_of_a_forward_pass():
             traced.end_forward()
     assert {s.operator: s.category for s in traced.storages} == {"empty": "", "add": "", "exp": "activations"}
     assert traced.forward_ends == [traced.clock]
-
-
-def test_a_part_is_run_once_and_its_recording_copied_later_on():
-    runs, recordings = [], {}
-
-    def part() -> dict:
-        runs.append(None)
-        made = (numbers() + 1).view(16, 16).t()
-        traced.end_forward()
-        return {"made": made}
-
-    with trace() as traced:
-        results = [numbers(1)]
-        results += [traced.record_once(recordings, "part", part)["made"] for _ in range(2)]
-        results.append(traced.record_once(recordings, "another", part)["made"])
-        assert len(runs) == 2
-        first, *others = (traced.storages[1 + 2 * i : 3 + 2 * i] for i in range(3))
-        born = [storages[0].born - first[0].born for storages in others]
-        assert born == [3, 6]  # two births and a death in each
-        for storages, shift in zip(others, born, strict=True):
-            for copy, s in zip(storages, first, strict=True):
-                assert (copy.bytes, copy.operator, copy.born) == (s.bytes, s.operator, s.born + shift)
-                assert (copy.died is None) == (s.died is None)
-        assert [end - traced.forward_ends[0] for end in traced.forward_ends] == [0, 3, 6]
-        assert len({(t.shape, t.stride(), t.dtype) for t in results[1:]}) == 1
-        clock = traced.clock
-        del results[2]  # a copy dies as the first would
-        assert others[0][1].died == traced.clock == clock + 1
-        assert first[1].died is None
 
 
 def test_a_continued_trace_does_not_change_the_one_it_continues():

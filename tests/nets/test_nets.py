@@ -245,7 +245,8 @@ def test_impossible_unets_are_refused_in_a_sentence(change, words):
     [
         ({"norm_groups": 5}, "channels 16 cannot be divided into 5 norm_groups"),
         ({"image_channels": 2}, "image_channels must be 1 .* or 3"),
-        ({"scaling_factor": 0.0}, "scaling_factor must be positive"),
+        ({"scaling_factor": 0.0}, "scaling_factor must be from 1e-6 to 1e6"),
+        ({"scaling_factor": 1e300}, "scaling_factor must be from 1e-6 to 1e6"),
         ({"channels": ()}, "at least 1"),
     ],
 )

@@ -96,7 +96,7 @@ def test_a_manifest_that_a_spreadsheet_saved_is_read_or_refused(tmp_path):
     assert generated_only(tmp_path, ["É/a", "É/b"]) == [0]
     for content in (table.replace(",", ";").encode(), table.encode("latin-1")):
         (tmp_path / "manifest.csv").write_bytes(content)
-        with pytest.raises(UserError, match=r"manifest\.csv: is not as train\.augment wrote it"):
+        with pytest.raises(UserError, match=r"manifest\.csv: is not as it was written; delete it"):
             generated_only(tmp_path, ["É/a", "É/b"])
 
 

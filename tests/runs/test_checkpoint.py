@@ -16,6 +16,7 @@ from tests.tiny import tiny
 from train.base.errors import UserError
 from train.base.files import write_json
 from train.runs.checkpoint import (
+    Unchanged,
     last_good,
     list_checkpoints,
     load_latest,
@@ -368,3 +369,11 @@ def test_what_is_less_than_a_gibibyte_is_said_in_mebibytes(tmp_path, disk):
         require_disk(training(tmp_path), nn.Linear(1000, 480, bias=False))
     disk(3 * 2**30)
     assert require_disk(training(tmp_path), nn.Linear(1000, 480, bias=False)).endswith(" of 3.0 GiB free")
+
+
+def test_a_hash_of_all_pixels_of_a_run_of_before_is_no_refusal():
+    now = Unchanged({"data": 32 * "a", "VAE": 64 * "b"}, {})
+    now.load_state_dict({"data": 64 * "c", "VAE": 64 * "b"})
+    for saved in ({"data": 32 * "c", "VAE": 64 * "b"}, {"data": 32 * "a", "VAE": 64 * "c"}):
+        with pytest.raises(UserError, match="is not what this run began with"):
+            now.load_state_dict(saved)

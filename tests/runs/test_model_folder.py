@@ -506,7 +506,7 @@ def test_an_encoder_without_one_of_its_options_is_refused(tmp_path, key):
     [
         ({"block_out_channels": [9, 16]}, "channels 9 cannot be divided into 4 norm_groups"),
         ({"block_out_channels": []}, "at least 1"),
-        ({"scaling_factor": -1}, "scaling_factor must be positive"),
+        ({"scaling_factor": -1}, "scaling_factor must be from 1e-6 to 1e6"),
         ({"in_channels": 2, "out_channels": 2}, "image_channels must be 1"),
     ],
 )

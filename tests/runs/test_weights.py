@@ -194,6 +194,24 @@ def test_what_stands_in_a_files_place_is_known_by_its_first_bytes(saved, name, c
     assert refused(folder).startswith(f"{folder / name}: {words}")
 
 
+@pytest.mark.parametrize("name", [TENSORS, BIN, f"{TENSORS}.index.json"])
+def test_what_is_there_and_no_file_is_said(saved, name):
+    """As in a cache of downloads that was copied without what its links lead to."""
+    folder, _ = saved
+    (folder / TENSORS).unlink()
+    place = folder / name
+    for make, what in (
+        (lambda: place.symlink_to("blob"), "a link to nowhere"), (lambda: place.symlink_to(name), "a link to nowhere"),
+        (lambda: os.mkfifo(place), "a folder, a pipe or a device"), (place.mkdir, "a folder, a pipe or a device"),
+    ):  # fmt: skip
+        make()
+        assert refused(folder) == f"{place}: is {what} in the place of the file; copy the model again"
+        place.rmdir() if place.is_dir() else place.unlink()
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to("blob")
+    assert refused(folder) == f"{folder / 'config.json'}: is a link to nowhere; copy the file that it means"
+
+
 @pytest.mark.parametrize("name", [TENSORS, BIN])
 def test_text_in_the_place_of_weights_is_quoted(saved, name):
     folder, _ = saved

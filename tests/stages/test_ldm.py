@@ -52,10 +52,10 @@ def test_latents_are_cached_in_the_runs_folder_where_asked_for(tmp_path):
     cached, encoded = stage(), stage("latents.cache_latents=false")
     cached.begin(tmp_path / "run")
     encoded.begin(tmp_path / "other")
-    assert [path.suffix for path in (tmp_path / "run/latent_cache").iterdir()] == [".npy"]
+    assert len(list((tmp_path / "run/latent_cache").iterdir())) == 1
     rows = cached.split.training
     expected = cached_moments(cached.vae, cached.data, rows, tmp_path / "run/latent_cache", CPU)
-    assert torch.equal(cached.source.moments, expected)
+    assert torch.equal(cached.source.moments[:], expected[:])
     assert encoded.source.moments is None
     assert not (tmp_path / "other/latent_cache").exists()
 

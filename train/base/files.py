@@ -1,5 +1,6 @@
 """Files that are either complete or absent, JSON, files of tensors, and hashes."""
 
+import csv
 import errno
 import hashlib
 import json
@@ -7,11 +8,13 @@ import os
 import pickle
 import re
 import struct
+import sys
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,11 +23,16 @@ from train.base.errors import UserError, require
 from train.base.first_bytes import disguise, not_numbers, open_file
 from train.base.units import in_units
 
+T = TypeVar("T")
+
 # What torch.load and load_state_dict raise for a file that is cut off, altered or of another kind.
 LOAD_ERRORS = (
     RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, EOFError,
     OSError, struct.error, zipfile.BadZipFile,
 )  # fmt: skip
+
+# What code raises that takes values out of a file of ours that somebody has altered.
+ALTERED = (LookupError, TypeError, ValueError, AttributeError, csv.Error)
 
 # What file systems say that cannot sync a folder, such as some on a network; the renames in it are theirs to keep.
 NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -90,6 +98,7 @@ def read_json(path: Path) -> dict:
         with open_file(path) as file:
             value = json.loads(file.read())
     except FileNotFoundError:
+        require(not path.is_symlink(), f"{path}: is a link to nowhere; copy the file that it means")
         deeper = [place.parent for place in path.parent.glob(f"*/{path.name}")]  # such as final_model in a run
         hint = f" (did you mean {deeper[0]}?)" if len(deeper) == 1 else ""
         raise UserError(f"{path}: there is no such file{hint}") from None
@@ -101,6 +110,41 @@ def read_json(path: Path) -> dict:
         raise UserError(f"{path}: {disguise(path) or f'cannot be read as JSON ({error})'}") from error
     require(isinstance(value, dict), f"{path}: must hold a JSON object, not {type(value).__name__}")
     return value
+
+
+def read_names(path: Path, key: str) -> list[str]:
+    """The names under a key of a JSON file."""
+    names = read_json(path).get(key)
+    listed = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    require(listed, f"{path}: {key!r} must be a list of names")
+    return names
+
+
+@contextmanager
+def as_written(path: Path, instead: str) -> Iterator[None]:
+    """Around all that takes values out of a file of ours: UserError, with what to do `instead`, where they are others.
+
+    Nothing else belongs within, since a bug of ours would be blamed on the file.
+    """
+    try:
+        yield
+    except ALTERED as error:
+        raise UserError(f"{path}: is not as it was written; {instead}") from error
+
+
+def kept_in(path: Path, take: Callable[[dict], T | None]) -> T | None:
+    """What `take` finds in a JSON file that only saves making it again; None where there is no such file.
+
+    And where it is damaged or altered, which a line says.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with as_written(path, "what it kept is made again"):
+            return take(read_json(path))
+    except UserError as error:
+        print(f"passed over: {error}", file=sys.stderr)
+        return None
 
 
 def load_tensors(path: Path) -> dict:

@@ -7,8 +7,8 @@ from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
-from train.base.errors import UserError, require
-from train.base.files import read_json, sync_folder, write_json, writing
+from train.base.errors import CONTROL, UserError, require
+from train.base.files import read_names, sync_folder, write_json, writing
 
 INCOMPLETE = ".incomplete"  # is in a folder while files are added to it, and stays there when that is cut off
 
@@ -69,10 +69,11 @@ def filling(folder: Path, files: Iterable[Path]) -> Iterator[None]:
     """
     marker = folder / INCOMPLETE
     wanted = {file.relative_to(folder).as_posix() for file in files}
-    wanted |= set(read_json(marker)["files"]) if marker.is_file() else set()
+    earlier = read_names(marker, "files") if marker.is_file() else []
+    wanted |= {name for name in earlier if not CONTROL.search(name)}  # no file of ours has such a name
 
     def mark() -> bool:
-        missing = [name for name in sorted(wanted) if not (folder / name).exists()]
+        missing = [name for name in sorted(wanted) if not os.path.exists(folder / name)]
         write_json(marker, {"files": missing})
         return bool(missing)
 

@@ -1,6 +1,7 @@
 """Random numbers as functions of (seed, use, step): a run resumed, or in other micro-batches, draws the same ones."""
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -21,11 +22,16 @@ def steps_per_epoch(samples: int, batch: int) -> int:
     return math.ceil(samples / batch)
 
 
+@lru_cache(maxsize=1)
+def order(seed: int, epoch: int, samples: int) -> Tensor:
+    """The samples in the order of an epoch, which is drawn once and not in each of its steps."""
+    return torch.randperm(samples, generator=generator(seed, "order", epoch))
+
+
 def batch_rows(seed: int, step: int, samples: int, batch: int) -> Tensor:
     """The rows (at most `batch`, int64) of the samples in optimizer step `step`, counted from 0.
 
     Each epoch visits every sample once, in a random order of its own.
     """
     epoch, position = divmod(step, steps_per_epoch(samples, batch))
-    order = torch.randperm(samples, generator=generator(seed, "order", epoch))
-    return order[position * batch : (position + 1) * batch]
+    return order(seed, epoch, samples)[position * batch : (position + 1) * batch]

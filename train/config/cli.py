@@ -199,7 +199,7 @@ def run(main: Callable[[list[str] | None], int | None]) -> None:
         sentence = in_a_sentence(error)
         if "--debug" in sys.argv or not sentence:
             raise
-        print(f"error: {sentence}", file=sys.stderr)
+        say(f"error: {sentence}", sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -8,9 +8,11 @@ from train.base.errors import some
 FEW_LEVELS = 64  # of 256: what 14-bit values in a 16-bit file span
 
 
-def poor_contrast(images: Tensor, names: list[str]) -> list[str]:
-    """A sentence about the images, uint8 (N, C, H, W), of one colour, and one about those of few grey levels."""
-    darkest, brightest = images.flatten(2).amin(2).int(), images.flatten(2).amax(2).int()  # N C
+def poor_contrast(darkest: Tensor, brightest: Tensor, names: list[str]) -> list[str]:
+    """A sentence about the images of one colour, and one about those of few grey levels.
+
+    From the darkest and the brightest level of each channel of each image, 0 to 255, int (N, C).
+    """
     flat = (darkest == brightest).all(1)
     levels = brightest.amax(1) - darkest.amin(1) + 1
     faint = (levels < FEW_LEVELS) & ~flat

@@ -1,24 +1,25 @@
-"""The data set: a folder of images for each user (train/data/folders.py), decoded once into memory.
+"""The data set: a folder of images for each user (train/data/folders.py), decoded once (train/data/pictures.py).
 
-`N` images, `B` of them in a batch, `C` channels, `H W` pixels, in memory as uint8 (3,100 of 3x128x128: 152 MB).
+`N` images, `B` of them in a batch, `C` channels, `H W` pixels, on disk as uint8 (3,100 of 3x128x128: 152 MB).
 """
 
-import math
 import sys
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from train.base.errors import UserError, require, some
+from train.base.errors import require, some
 from train.base.names import composed
-from train.base.progress import progress
-from train.base.units import GiB
 from train.config.sections import DataConfig
 from train.data.contrast import poor_contrast
 from train.data.folders import Scan, scan
-from train.data.images import read_image, to_float
+from train.data.images import to_float
+from train.data.pictures import Found, read_pictures
+from train.data.store import Rows, digest
 
 MAX_UNREADABLE = 0.05  # share of the files; if more cannot be read, it is probably the wrong data set
 
@@ -27,13 +28,20 @@ MAX_UNREADABLE = 0.05  # share of the files; if more cannot be read, it is proba
 class UserImages:
     """The decoded data set. Row i of `images` belongs to user `user_names[user_index[i]]`."""
 
-    images: Tensor  # uint8 (N, C, H, W)
+    images: Tensor | Rows  # uint8 (N, C, H, W); of a folder, in its store
     user_index: Tensor  # int64 (N,)
     user_names: list[str]  # in natural order; saved with every model
     paths: list[str]  # of the images, relative to the data folder, with `/`; names in NFC, whatever the folder has
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def digests(self) -> np.ndarray:
+        """What tells the pixels of one image from those of others: V16 (N,)."""
+        if isinstance(self.images, Rows):
+            return self.images.digests
+        return np.array([digest(image.contiguous().numpy()) for image in self.images], "V16")
 
     def batch(self, indices: Tensor, mirror: Tensor | None = None, upend: Tensor | None = None) -> Tensor:
         """Images `indices` (B,) as float32 (B, C, H, W) in [-1, 1].
@@ -48,46 +56,39 @@ class UserImages:
 
 
 def load_images(config: DataConfig) -> UserImages:
-    """Decode every image under `config.dir`; say what in the folder is not used, and which images show little."""
+    """Read every image under `config.dir`; say what in the folder is not used, and which images show little."""
     found = scan(config.dir)
     if found.left_out:
         print(f"{config.dir}: not used: {found.left_out}", file=sys.stderr)
-    data = decode(found, config)
-    for line in poor_contrast(data.images, data.paths):
+    data, read = _read(found, config)
+    for line in poor_contrast(*(torch.from_numpy(x.astype(int)) for x in (read.darkest, read.brightest)), data.paths):
         print(f"{config.dir}: {line}", file=sys.stderr)
     return data
 
 
 def decode(found: Scan, config: DataConfig) -> UserImages:
-    """Decode the images in `config.dir`. Files that cannot be read are named, counted and left out.
+    """Read the images in `config.dir`. Files that cannot be read are named, counted and left out.
 
     UserError where they are more than one file and more than 5% of all, or all files of a user.
     """
-    todo = [(user, path) for user, own in enumerate(found.files) for path in own]
-    shape = (len(todo), config.channels, config.resolution, config.resolution)
-    try:
-        images = torch.from_numpy(np.empty(shape, np.uint8))
-    except MemoryError:
-        raise UserError(f"{config.dir}: {len(todo)} images at data.resolution {config.resolution} take "
-                        f"{math.prod(shape) / GiB:.0f} GiB, more memory than there is; lower data.resolution") from None
-    user_index, paths, unreadable = [], [], []
-    for user, path in progress(todo, desc="reading images", unit="", leave=False):
-        try:
-            images[len(paths)] = read_image(path, config)
-            user_index.append(user)
-            paths.append(composed(path.relative_to(config.dir).as_posix()))
-        except UserError as error:
-            unreadable.append(str(error))
-    part = f"{len(unreadable)} of {len(todo)} images"
-    require(len(unreadable) <= max(MAX_UNREADABLE * len(todo), 1), f"{config.dir}: {part} cannot be read, more than "
+    return _read(found, config)[0]
+
+
+def _read(found: Scan, config: DataConfig) -> tuple[UserImages, Found]:
+    files, users = list(chain(*found.files)), [user for user, own in enumerate(found.files) for _ in own]
+    names = [f"{found.users[user]}/{composed(path.name)}" for user, path in zip(users, files, strict=True)]
+    read = read_pictures(Path(config.dir), files, names, config)
+    unreadable, part = read.unreadable, f"{len(read.unreadable)} of {len(files)} images"
+    require(len(unreadable) <= max(MAX_UNREADABLE * len(files), 1), f"{config.dir}: {part} cannot be read, more than "
             f"{MAX_UNREADABLE:.0%}; repair or remove them: {some(unreadable)}")
+    user_index = [users[row] for row in read.files]
     seen = set(user_index)
     without = [name for user, name in enumerate(found.users) if user not in seen]
     require(not without, f"{config.dir}: no image of {some(without)} can be read; repair or remove them: "
             f"{some(unreadable)}")
     if unreadable:
         print("\n  ".join([f"{config.dir}: left out {part}", *unreadable]), file=sys.stderr)
-    return UserImages(images[: len(paths)], torch.tensor(user_index), found.users, paths)
+    return UserImages(read.images, torch.tensor(user_index), found.users, [names[row] for row in read.files]), read
 
 
 def evenly(rows: Tensor, count: int) -> Tensor:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from train.base.errors import CONTROL, UserError, one_line, require, some
 from train.base.folders import require_complete
+from train.base.garbage import uncollected
 from train.base.names import composed
 from train.base.units import counted
 from train.data.images import SUFFIXES
@@ -30,13 +31,15 @@ RESERVED = (  # files beside the folders of users in what commands write
 OTHER = (*SUFFIXES, ".avif", ".dcm", ".dng", ".eps", ".exr", ".heic", ".heif", ".jp2", ".jxl", ".mat", ".npy", ".npz",
          ".pdf", ".pfm", ".psd", ".raw", ".svg", ".tga")  # fmt: skip
 """Of files that may well be somebody's pictures, whether they are read here or not."""
+DIGITS = re.compile("([0-9]+)")
 
 
 def natural_key(name: str) -> tuple:
     """Sort key for natural order: `ID2` before `ID10`; case decides only between otherwise equal names."""
     name = composed(name)
-    parts = re.split("([0-9]+)", name.casefold())  # text and digits in turn, so keys always compare
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+    parts = DIGITS.split(name.casefold())  # text and digits in turn, so keys always compare
+    parts[1::2] = map(int, parts[1::2])
+    return parts, name
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Scan:
         return "; ".join(said)
 
 
+@uncollected()
 def scan(folder: str | Path) -> Scan:
     """Find the users and their images in a folder.
 
@@ -73,7 +77,12 @@ def scan(folder: str | Path) -> Scan:
         require(not lost, f"{entry}: is a link to nowhere; repair or remove it")
     folders = [entry for entry in entries if os.path.isdir(entry)]
     within = {entry: [] if entry.name.casefold() in NO_USERS else _visible(entry) for entry in folders}
-    files = {entry: own for entry, inner in within.items() if (own := [path for path in inner if _has_suffix(path)])}
+    files, rest = {}, []
+    for entry, inner in within.items():
+        own = [path for path in inner if _has_suffix(path)]
+        if own:
+            files[entry] = own
+            rest += [path for path in inner if not _has_suffix(path)] if len(own) < len(inner) else []
     _require_good_names(folder, files)
     others = [entry for entry in folders if entry not in files]
     elsewhere = [entry for entry in others if any(_has_suffix(path, OTHER) for path in _below(within[entry]))]
@@ -84,7 +93,6 @@ def scan(folder: str | Path) -> Scan:
             f"put images there ({' '.join(SUFFIXES)}), remove it, or give a folder of links to the others{instead}")
     require(files, f"{folder}: there is no user in it; put each user's images into a folder named after the user, "
             f"as in {folder / 'ID1' / 'image.png'}")
-    rest = [path for user in files for path in within[user] if not _has_suffix(path)]
     loose, inner = ([path for path in rest if os.path.isdir(path) == is_folder] for is_folder in (False, True))
     unused = {
         ("file", "of other formats"): loose,
@@ -99,8 +107,8 @@ def scan(folder: str | Path) -> Scan:
 def _require_good_names(folder: Path, files: dict[Path, list[Path]]) -> None:
     """UserError where a name cannot be written into a text file, stands twice, or is that of a file we write."""
     for path in [*files, *itertools.chain(*files.values())]:
-        writable = not CONTROL.search(path.name)
-        require(writable, f"{folder}: rename {path.name!r}; such a name cannot be written into a text file")
+        if CONTROL.search(path.name):
+            raise UserError(f"{folder}: rename {path.name!r}; such a name cannot be written into a text file")
     for user in files:
         require(user.name.casefold() not in RESERVED, f"{user}: no user can be called so, since a file beside "
                 "generated images is; rename the folder, or give one with a link to it under another name")
@@ -115,7 +123,7 @@ def _require_good_names(folder: Path, files: dict[Path, list[Path]]) -> None:
 
 
 def _has_suffix(path: Path, suffixes: tuple[str, ...] = SUFFIXES) -> bool:
-    return path.suffix.lower() in suffixes
+    return path.name.lower().endswith(suffixes)
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -28,7 +28,8 @@ MOST_BYTES = GiB  # of a file
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # without one, it would print beside our sentence
 Image.MAX_IMAGE_PIXELS = 2**28  # more are taken for an attack; a telephone takes pictures of 2 * 10^8
 LONG = 64
-BITS_PER_SAMPLE, PHOTOMETRIC, BLACK_IS_ZERO = 258, 262, 1  # two TIFF tags, and a value of the second
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
+BLACK_IS_ZERO, SIGNED = 1, 2  # values of the second and the third
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
@@ -111,10 +112,12 @@ def _opaque_8_bit(image: Image.Image) -> Image.Image:
     """
     if image.mode == "F":
         raise ValueError("floating-point pixels have no agreed white; save it with 8 or 16 bits")
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+    if SIGNED in tags.get(SAMPLE_FORMAT, ()):  # Pillow takes -1 for the largest value
+        raise ValueError("its levels are signed, with no agreed white; save it with 8 or 16 unsigned bits")
     if image.mode == "I" or image.mode.startswith("I;16"):
         # Pillow opens 16-bit PGM (and PNG, before Pillow 11) as 32-bit mode I, but in a TIFF that mode may have any
         # range; and it opens 12-bit and white-is-zero TIFFs as if they were plain 16-bit ones.
-        tags = image.tag_v2 if image.format == "TIFF" else {}
         plain = (tags.get(BITS_PER_SAMPLE), tags.get(PHOTOMETRIC)) == ((16,), BLACK_IS_ZERO) and image.mode != "I"
         if image.format == "TIFF" and not plain:
             raise ValueError("its grey levels have no agreed white; save it with 8 or 16 unsigned bits")

@@ -1,11 +1,9 @@
-"""Latents: their scale, and a cache, with which the VAE encodes each image only once.
+"""Latents: their scale, and a store of them (train/data/store.py), with which the VAE encodes each image only once.
 
 Shapes: N images, B batch, Z h w latents. The moments of an image are the mean and the standard deviation of its
 latents, (2, Z, h, w).
 """
 
-import hashlib
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -17,23 +15,50 @@ import torch
 from torch import Tensor
 
 from nets.vae import AutoencoderKL
-from train.base.errors import UserError, require
-from train.base.files import replacing, tensors_hash
-from train.base.processes import on_main
+from train.base.errors import UserError, out_of_memory, require
+from train.base.files import tensors_hash
+from train.base.processes import on_main, rank
 from train.base.progress import progress
-from train.base.units import MiB
+from train.base.units import GiB
 from train.data.dataset import UserImages, evenly
+from train.data.store import Rows, Store
 
-ENCODING_BATCH = 16
-SHA256_BYTES = 32
+MOST_ENCODED = 64  # images at once
+
+
+def encoding_batch(vae: AutoencoderKL, side: int) -> int:
+    """How many images of this side are encoded at once: as many as take about a GiB, whatever machine it is.
+
+    Where the image is still whole, the encoder has some six tensors of its first block's channels at a time.
+    """
+    return min(max(GiB // (6 * 4 * vae.config.channels[0] * side**2), 1), MOST_ENCODED)
 
 
 @torch.no_grad()
 def encode_moments(vae: AutoencoderKL, data: UserImages, rows: Tensor, device: torch.device) -> Iterator[Tensor]:
-    """Yields the moments of the images `rows` in float32, (B, 2, Z, h, w) for each batch."""
-    for batch in progress(rows.split(ENCODING_BATCH), desc="encoding latents", unit="batch", leave=False):
-        posterior = vae.encode(data.batch(batch).to(device))
-        yield torch.stack([posterior.mean, posterior.std], dim=1).cpu()
+    """Yields the moments of the images `rows` in float32, (B, 2, Z, h, w) for each batch; smaller ones if need be."""
+    size, at = encoding_batch(vae, data.images.shape[-1]), 0
+    with progress(total=len(rows), desc="encoding latents", unit="image", leave=False) as bar:
+        while at < len(rows):
+            moments = _encode(vae, data, rows[at : at + size], device)
+            if moments is None:
+                size //= 2
+                torch.cuda.empty_cache()
+                continue
+            yield moments
+            at += len(moments)
+            bar.update(len(moments))
+
+
+def _encode(vae: AutoencoderKL, data: UserImages, rows: Tensor, device: torch.device) -> Tensor | None:
+    """None where memory for more than one image runs out."""
+    try:
+        posterior = vae.encode(data.batch(rows).to(device))
+        return torch.stack([posterior.mean, posterior.std], dim=1).cpu()
+    except RuntimeError as error:
+        if len(rows) == 1 or not out_of_memory(error):
+            raise
+        return None
 
 
 def measure_scaling(vae: AutoencoderKL, data: UserImages, rows: Tensor, device: torch.device) -> dict:
@@ -75,53 +100,30 @@ def require_sane_latents(vae: AutoencoderKL, data: UserImages, rows: Tensor, dev
 
 def cached_moments(
     vae: AutoencoderKL, data: UserImages, rows: Tensor, folder: Path, device: torch.device
-) -> Tensor:
-    """Moments of the images `rows` (R,), float32 (R, 2, Z, h, w), mapped from a file that is written the first time.
+) -> Rows:
+    """Moments of the images `rows` (R,), float32 (R, 2, Z, h, w), from a store; what it lacks is encoded first.
 
-    The file's name is a hash of all that they depend on: the VAE, except the scale of its latents, and the pixels. It
-    ends with a checksum of that and of its content; one that does not fit is written again, and that is said.
+    The store's name is a hash of the VAE, except the scale of its latents; in it a picture's pixels are the key, so
+    that of other pictures only the new ones are encoded.
     """
-    config, images = replace(vae.config, scaling_factor=None, sample_size=None), data.images[rows]
-    key = tensors_hash([images, *vae.state_dict().values()], repr((config, images.shape)))
-    path = folder / f"{key[:32]}.npy"
+    config, shape = replace(vae.config, scaling_factor=None, sample_size=None), (2, *latent_shape(vae, data))
+    name = tensors_hash(vae.state_dict().values(), repr((config, shape)))
+    store, keys = Store(folder / name[:32], shape, np.float32), data.digests[rows.numpy()]
 
-    def write() -> None:
-        if path.is_file():
-            if _is_whole(path, key):
-                return
-            print(f"{path}: is damaged; the images are encoded again", file=sys.stderr)
-        header = {"descr": "<f4", "fortran_order": False, "shape": (len(rows), 2, *latent_shape(vae, data))}
-        # Written, not mapped: a page of a mapped file for which the disk has no room kills the process.
-        with replacing(path) as temporary, open(temporary, "wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            for moments in encode_moments(vae, data, rows, device):
-                file.write(moments.contiguous().numpy())
-            file.flush()
-            file.write(_checksum(temporary, key, file.tell()))  # numpy reads no further than the array
+    def encode() -> None:
+        with store.held():
+            _, first = np.unique(keys.view(f"S{keys.itemsize}"), return_index=True)
+            lacking = np.sort(first[store.find(keys[first]) < 0])
+            places = store.places(len(lacking), "set latents.cache_latents to false, or give another output_dir")
+            todo = zip(lacking, places, strict=True)
+            for moments in encode_moments(vae, data, rows[lacking], device):  # a batch is kept as a whole, so that
+                batch = zip(moments.numpy(), todo, strict=False)  # those after it are the same ones once more
+                store.add([(keys[row].tobytes(), at, store.write(at, one), ()) for one, (row, at) in batch])
 
-    on_main(write)
-    return torch.from_numpy(np.load(path, mmap_mode="c"))  # "c": writable, as torch wants it, but not in the file
-
-
-def _is_whole(path: Path, key: str) -> bool:
-    """Whether a file of moments can be read, and ends with the checksum of what it holds."""
-    try:
-        content = path.stat().st_size - SHA256_BYTES
-        with open(path, "rb") as file:
-            file.seek(max(content, 0))
-            return file.read() == _checksum(path, key, content)
-    except OSError:
-        return False
-
-
-def _checksum(path: Path, key: str, count: int) -> bytes:
-    """SHA-256 of the key and the first `count` bytes of a file."""
-    digest = hashlib.sha256(key.encode())
-    with open(path, "rb") as file:
-        while count > 0 and (piece := file.read(min(count, MiB))):
-            digest.update(piece)
-            count -= len(piece)
-    return digest.digest()
+    on_main(encode)
+    if rank():
+        store.look()
+    return store.rows(store.find(keys), lambda i: next(encode_moments(vae, data, rows[i : i + 1], device))[0].numpy())
 
 
 def latent_shape(vae: AutoencoderKL, data: UserImages) -> tuple[int, int, int]:
@@ -137,7 +139,7 @@ class LatentSource:
     """
 
     def __init__(
-        self, vae: AutoencoderKL, data: UserImages, moments: Tensor | None, device: torch.device,
+        self, vae: AutoencoderKL, data: UserImages, moments: Tensor | Rows | None, device: torch.device,
         float32: Callable[[], AbstractContextManager] | None = None, rows: Tensor | None = None,
     ):  # fmt: skip
         self.vae, self.data, self.moments, self.device = vae, data, moments, device

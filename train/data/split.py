@@ -9,6 +9,7 @@ choose the best checkpoint, is a part of the recordings that train. `DataConfig.
 its name; without a pattern, each file counts as a recording.
 """
 
+import json
 import re
 import sys
 from collections import Counter, defaultdict
@@ -22,12 +23,13 @@ import torch
 from torch import Tensor
 
 from train.base.errors import UserError, require
-from train.base.files import read_json, tensors_hash, write_json
+from train.base.files import as_written, read_json, tensors_hash, write_json
 from train.base.names import composed
 from train.base.units import counted
 from train.config.sections import DataConfig
 from train.data.dataset import UserImages
 from train.data.folders import natural_key
+from train.data.store import digest
 
 # The settings on which a split depends.
 DECIDED_BY = ("recording_pattern", "recordings_per_user", "validation_fraction", "seed")
@@ -154,7 +156,8 @@ def recording_of(path: str, pattern: str | None) -> str:
 def numbers_of_recordings(data: UserImages, rows: Iterable[int], config: DataConfig) -> Tensor:
     """A number for the recording of each of these rows, the same within a recording of a user: int64."""
     seen: dict[tuple[int, str], int] = {}
-    keys = ((int(data.user_index[row]), recording_of(data.paths[row], config.pattern)) for row in rows)
+    users = data.user_index.tolist()
+    keys = ((users[row], recording_of(data.paths[row], config.pattern)) for row in rows)
     return torch.tensor([seen.setdefault(key, len(seen)) for key in keys])
 
 
@@ -228,13 +231,11 @@ def differing(settings: dict, config: DataConfig) -> list[str]:
 def read_split(path: Path) -> tuple[dict, dict[str, list[str]], dict[str, str]]:
     """The settings of a saved split, the files of each side, and the side of each file that is gone."""
     saved = read_json(path)
-    try:
+    with as_written(path, "delete it to have the split made again"):
         settings = dict(saved["settings"])
         there = [side for side in SIDES if side != "held_out" or side in saved]
         sides = {side: [composed(str(name)) for name in saved[side]] for side in there}
         gone = {composed(name): SIDES[SIDES.index(side)] for name, side in dict(saved.get("gone", {})).items()}
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path}: is not a saved split; delete it to have it made again") from None
     require("held_out" in sides, f"{path}: was made by an earlier version, which held no recordings out of training; "
             "train VAE and LDM again, in another output_dir")
     require(all(sides.values()), f"{path}: one side of the split is empty; delete it to make it again")
@@ -249,5 +250,6 @@ def training_images(path: Path) -> Counter[str]:
 
 def fingerprint(data: UserImages, split: Split) -> str:
     """A hash of users, file names, pixels and split."""
-    users, shape, sides = data.user_index.tolist(), data.images.shape, [getattr(split, side).tolist() for side in SIDES]
-    return tensors_hash([data.images], [data.user_names, users, data.paths, shape, *sides])
+    users, sides = data.user_index.tolist(), [getattr(split, side).tolist() for side in SIDES]
+    about = json.dumps([data.user_names, users, data.paths, list(data.images.shape), *sides])
+    return digest(about.encode() + data.digests.tobytes()).hex()

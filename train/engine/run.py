@@ -43,6 +43,7 @@ def train_stage(stage_class: type[Stage], config: Config, plan: PlanMicroBatch, 
     with locked(folder):
         trainer = Trainer(stage, micro_batch, device)
         print(f"{stage.title}: {users} users; {stage.split}; {trainer.total_steps:,} steps on {device}")
+        print(f"{stage.title}: leaves final_model/, {stage.pictures}/ and progress.html in {folder}")
         trainer.resume()
         require_agreement(lambda: beginning(trainer))
 
@@ -51,7 +52,7 @@ def train_stage(stage_class: type[Stage], config: Config, plan: PlanMicroBatch, 
             save_split(folder / SPLIT, stage.split, stage.data, config.data)
 
         on_main(begin)  # only now that nothing is refused any more
-        begun = f"stopped before step {trainer.step + 1}; start again, and what was being prepared for it begins anew"
+        begun = f"stopped before step {trainer.step + 1}; start again, and what was being prepared for it goes on"
         in_one_piece(stage.title, lambda: stage.begin(folder), begun)
         trainer.run(watch(trainer, precision))
         ended = f"all {trainer.total_steps} steps are saved; start again to do again what comes after them"

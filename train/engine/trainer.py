@@ -24,6 +24,7 @@ from train.engine.ema import EMA
 from train.engine.log import RunLog, Speed
 from train.engine.micro_batch import MicroBatch
 from train.engine.optim import learning_rate
+from train.engine.pace import Pace
 from train.engine.progress_page import ProgressPage
 from train.engine.stage import Stage
 from train.engine.step import NotFinite, mean_losses
@@ -87,6 +88,7 @@ class Trainer:
                 del batch, losses, totals  # before a validation needs their memory
 
                 check_memory()
+                self.pace.look(self.step)
                 self.log(bar, len(rows), grad_norm, means)
                 self.finish_step()
 
@@ -113,6 +115,7 @@ class Trainer:
         self.run_log = RunLog(Path(self.training.output_dir), self.step, again)
         self.speed, self.stop = Speed(), Stop(self.training.max_hours)  # their time begins now
         self.saved_at = time.monotonic()
+        self.pace = Pace(title, self.step, self.total_steps)
         self.page = ProgressPage(self.stage, self.step, self.total_steps, self.device)
         try:
             with (

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from nets.vae import AutoencoderKL
-from train.base.files import read_json, tensors_hash, write_json
+from train.base.files import kept_in, tensors_hash, write_json
 from train.base.progress import say
 from train.base.units import counted, duration
 from train.engine.micro_batch import MicroBatch
@@ -95,9 +95,14 @@ class JudgedVAEStage(VAEStage):
         """What each judge says of these reconstructions; a run that has ended and is started again has it already."""
         halves, path = self.halves, Path(self.training.output_dir) / "judged.json"
         key = tensors_hash([decoded, halves.real.images, halves.real.users, halves.second], str(self.config.seed))
-        kept = read_json(path) if path.is_file() else {}
-        if kept and all(one.get("of") == key for one in kept.values()):
-            return kept
+
+        def of_these(kept: dict) -> dict[str, dict] | None:
+            said = {name: {what: one[what] for what in ("says", "has_lost")} for name, one in kept.items()}
+            return said if all(one["of"] == key for one in kept.values()) else None
+
+        said = kept_in(path, of_these)
+        if said:
+            return said
         both = by_network(halves, decoded, self.config.seed, self.device, announce), by_ridge(halves, decoded)
         found = {
             one.judge: dict(zip(ACCURACIES, one.accuracies, strict=True))

@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from train.base.errors import some
+from train.base.files import as_written
 from train.base.units import counted, percent
 from train.judge.augmented import COPY, SOMEBODY_ELSE, Choice
 from train.runs.augmented import GENERATED, REAL, build
@@ -56,7 +57,8 @@ def found(names: list[str], choice: Choice) -> list[str]:
     return [f"{said}; they are left out, and listed in left_out.csv", *(fewer if short else [])]
 
 
-def verdict(evaluation: dict) -> str:
-    """Of an `evaluation.json`, with the number of images that it is about."""
-    made = counted(evaluation["data"]["generated_images"], "generated image")
-    return f"the judge, of {made}: {evaluation['verdict']['held_out']}"
+def verdict(evaluation: dict, path: Path) -> str:
+    """Of an `evaluation.json`, which was read from `path`, with the number of images that it is about."""
+    with as_written(path, "delete it, and run train.evaluate again"):
+        made = counted(evaluation["data"]["generated_images"], "generated image")
+        return f"the judge, of {made}: {evaluation['verdict']['held_out']}"

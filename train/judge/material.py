@@ -156,7 +156,7 @@ def of_users(found: UserImages, names: list[str], folder: Path) -> Labelled:
         knows = f"is no user of this model{nearest(name, names)}; it knows {some(names, 8)}"
         require(name in names, f"{folder}: the folder {name} {knows}")
     numbers = torch.tensor([names.index(name) for name in found.user_names])
-    return Labelled(found.images, numbers[found.user_index])
+    return Labelled(found.images[:], numbers[found.user_index])
 
 
 def reconstructed(vae: AutoencoderKL, real: Labelled, device: torch.device) -> Labelled:

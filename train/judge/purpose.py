@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from train.base.files import read_json, write_json
+from train.base.files import kept_in, write_json
 from train.base.processes import on_main
 from train.base.progress import progress
 from train.base.units import percent
@@ -46,6 +46,7 @@ MOST_OF_EACH, MOST = 10, 200  # images that are generated in one way, of each us
 MOST_ASKED = 2000  # real images
 SEEDS = 2
 NAME = "purpose_augment.json"  # beside the model
+CHOSEN = ("guidance", "mix_above")  # keys of the config
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,11 +113,15 @@ def for_a_classifier(model: Path, config: Config, trained: TrainedLDM, choose: b
     key, path = settings_of(config.sampling, SEED, trained), run_of(model) / NAME
     del key["sampling"]["guidance"]
 
+    def of_this(kept: dict) -> dict | None:
+        if kept.get("of") != key:
+            return None
+        chosen = {name: kept["chosen"][name] for name in CHOSEN}
+        replace(config.sampling, **chosen)  # whose checks they have to pass
+        return chosen
+
     def found() -> dict | None:
-        kept = read_json(path) if path.is_file() else {}
-        if kept.get("of") == key:
-            return kept["chosen"]
-        return choose_now(model, config, trained, key, path) if choose else None
+        return kept_in(path, of_this) or (choose_now(model, config, trained, key, path) if choose else None)
 
     chosen = on_main(found)
     return replace(config, sampling=replace(config.sampling, **chosen)) if chosen else config
@@ -155,7 +160,7 @@ def choose_now(model: Path, config: Config, trained: TrainedLDM, key: dict, path
 
 def keys_of(one: Tried) -> dict[str, float | None]:
     """What is chosen, by the names in the config."""
-    return {"guidance": one.sampling.guidance, "mix_above": one.sampling.mix_above}
+    return {name: getattr(one.sampling, name) for name in CHOSEN}
 
 
 def generated(

@@ -5,7 +5,7 @@ On torch's meta device models have shapes and dtypes, but no memory and no value
 
 import copy
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import lru_cache
 
@@ -18,7 +18,6 @@ from nets.vae import AutoencoderKL
 from train.data.dataset import UserImages
 from train.engine.stage import Stage
 from train.memory.scenario import Scenario
-from train.memory.without_compiler import without_compiler
 from train.stages.ldm import LDMStage
 from train.stages.vae import VAEStage
 
@@ -26,10 +25,10 @@ from train.stages.vae import VAEStage
 @contextmanager
 def built_on(device: str) -> Iterator[None]:
     """Build models on this device inside the context; on the meta device, skip the initialisation of weights."""
-    with torch.device(device), torch.random.fork_rng(devices=[]), ExitStack() as on_meta:
-        if device == "meta":
-            on_meta.enter_context(_NoInitialValues())
-            on_meta.enter_context(without_compiler())
+    with (
+        torch.device(device), torch.random.fork_rng(devices=[]),
+        _NoInitialValues() if device == "meta" else nullcontext(),
+    ):  # fmt: skip
         yield
 
 

@@ -1,15 +1,13 @@
 """Reports of the account: Markdown tables for people, a dictionary for programs."""
 
-import csv
 import math
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from textwrap import fill
 
-from train.base.errors import UserError
 from train.base.markdown import table
 from train.base.units import GiB, gib, mib
+from train.base.workers import on_all_cores
 from train.memory.account import CATEGORIES, HEADINGS, Account
 from train.memory.advice import cheapest_that_fits, levers
 from train.memory.allocator import peaks_of
@@ -29,7 +27,6 @@ from train.memory.fit import (
 from train.memory.gpus import GPU, GPUS
 from train.memory.overhead import overheads
 from train.memory.scenario import Scenario
-from train.memory.workers import on_all_cores
 
 WIDTH = 120  # characters in a line
 PREDICTED = "predicted: no GPU has confirmed these figures"
@@ -330,18 +327,3 @@ def as_dictionary(
         "cards": on_gpus(results),
         "advice": advice(scenario, account, results, gpu),
     }
-
-
-def write_modules(account: Account, path: Path) -> None:
-    """Write a CSV table with the bytes of each module at the peak, by category.
-
-    UserError if the file exists and is not such a table.
-    """
-    columns = ("module", *CATEGORIES, "total")
-    if path.is_file() and not path.read_bytes().startswith(",".join(columns).encode()):
-        raise UserError(f"{path}: is there already, and holds something else; give another name")
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        for name, row in sorted(account.modules(account.peak().clock, depth=99).items()):
-            writer.writerow((name, *row.values(), sum(row.values())))

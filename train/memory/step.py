@@ -7,13 +7,13 @@ memory that these have left. Repetitions that need no further memory are left ou
 second, and a third sampling step is like the second.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nets.checkpointing import set_checkpointing
 from train.base.processes import leaving_others_out
@@ -27,7 +27,6 @@ from train.memory.models import blank_stage, parts_of
 from train.memory.optimizer import Scaler, optimizer_on_gpu, share_of_optimizer
 from train.memory.scenario import Scenario
 from train.memory.trace import NoTrace, Trace
-from train.memory.without_compiler import without_compiler
 from train.runs.pictures import PICTURE_BATCH
 from train.stages.adversary import Adversary
 from train.stages.generate import generate
@@ -44,12 +43,7 @@ def trace_of(scenario: Scenario) -> Trace:
 
 
 def prepare(scenario: Scenario) -> "Run":
-    with without_compiler():
-        if scenario.device != "meta":
-            return Run(scenario, _begin(scenario))
-        beginning = _begun_once(scenario.before_steps())
-        beginning.batch_recordings = _recordings(scenario.models_only())
-        return Run(scenario, beginning)
+    return Run(scenario, _begin(scenario) if scenario.device != "meta" else _begun_once(scenario.before_steps()))
 
 
 # ---- before the steps
@@ -64,10 +58,6 @@ class Beginning:
     trained: list[nn.Parameter]
     ema: EMA | None
     averaged: nn.Module  # the EMA's model, or without one the stage's
-    # Recordings of forward and backward passes, which do not depend on the optimizer and the EMA, and of validation and
-    # pictures, which do not depend on the steps.
-    batch_recordings: dict = field(default_factory=dict)
-    between_recordings: dict = field(default_factory=dict)
 
 
 def _begin(scenario: Scenario) -> Beginning:
@@ -83,12 +73,6 @@ def _begin(scenario: Scenario) -> Beginning:
 
 
 _begun_once = lru_cache(maxsize=8)(_begin)
-
-
-@lru_cache(maxsize=8)
-def _recordings(models: Scenario) -> dict:
-    """The recordings of what these models run, shared by all their scenarios."""
-    return {}
 
 
 # ---- the steps
@@ -124,7 +108,7 @@ class Run:
 
     def take(self) -> None:
         """Run the steps, then validation and pictures."""
-        with without_compiler(), self.trace:
+        with self.trace:
             {"vae": self._vae, "ldm": self._ldm, "sample": self._sample}[self.scenario.stage]()
 
     def in_precision(self, name: str):
@@ -148,41 +132,28 @@ class Run:
         with self.trace.during("inputs"):
             return self.stage.draw(step, rows)
 
-    def settings(self) -> tuple:
-        """What forward and backward passes depend on, beside the models."""
-        training = self.scenario.training
-        how = training.mixed_precision, training.lean_activations, training.gradient_checkpointing
-        return self.scenario.attention, *how, self.scenario.micro_batch, self.traced_images
-
-    def learn(self, batch: LDMBatch | VAEBatch, key: Hashable = None) -> None:
-        """The trainer's step; forward and backward passes with the same key (not None) are traced only once."""
-        learner, trained, ema = self.stage.learner, self.beginning.trained, self.beginning.ema
+    def learn(self, batch: LDMBatch | VAEBatch) -> None:
+        """The trainer's step."""
+        learner, ema = self.stage.learner, self.beginning.ema
         self.stage.model.train()  # a validation without an EMA leaves it in eval mode
-
-        def accumulate() -> dict[str | int, Tensor]:
+        with self.trace.during("inputs"):  # makes the scaler's tensors, apart from the activations
+            learner.scaler.scale(torch.zeros((), device=self.device))
+        clear_gradients(self.beginning.trained)  # `accumulate` does, but a sharded optimizer has not all of them here
+        with self.trace.during("forward"):
             losses = partial(self.stage.losses, batch)
             totals = learner.accumulate(losses, self.traced_images, self.scenario.micro_batch)
-            return totals | {i: p.grad for i, p in enumerate(trained)}
-
-        with self.trace.during("inputs"):  # makes the scaler's tensors, which a recording must not
-            learner.scaler.scale(torch.zeros((), device=self.device))
-        clear_gradients(trained)  # as `accumulate` begins; a recording must not, and a sharded optimizer has not all
-        with self.trace.during("forward"):
-            recordings = {} if key is None else self.beginning.batch_recordings
-            tensors = self.trace.record_once(recordings, key, accumulate)
-            for i, p in enumerate(trained):
-                p.grad = tensors.pop(i)
             grad_norm = learner.clip()
-            learner.step(mean_losses(tensors)["loss"], grad_norm)
+            learner.step(mean_losses(totals)["loss"], grad_norm)
         self.trace.label_learned(learner)
         if ema:
             with self.trace.during("EMA"):
                 ema.update(self.stage.model)
 
-    def between(self, phase: str, key: Hashable, part: Callable[[], None]) -> None:
-        """Run a part of the training loop between steps, which leaves no tensors behind."""
+    @contextmanager
+    def between(self, phase: str) -> Iterator[None]:
+        """A part of the training loop between steps."""
         with self.trace.during(phase), torch.no_grad():
-            self.trace.record_once(self.beginning.between_recordings, key, part)
+            yield
 
     # ---- the stages
 
@@ -192,21 +163,16 @@ class Run:
         moments = torch.zeros(1, 2, *stage.source.shape) if cached else None
         stage.use_latents(moments, partial(self.in_precision, "no"))
         for step in (0, 1):
-            self._ldm_step(step)
+            self.learn(self.draw(step))
         if not scenario.validates:
             return
         averaged = self.beginning.averaged.eval()
-
-        def validate() -> None:
+        with self.between("validation"):
             rows = torch.zeros(size, dtype=torch.int64)
             stage.losses(stage.draw_validation(rows, rows.to(self.device)), slice(0, size), averaged)
-
-        self.between("validation", (scenario.attention, size, cached), validate)
-        self.between("pictures", scenario.attention, partial(self._generate, averaged, PICTURE_BATCH))
-        self._ldm_step(2)
-
-    def _ldm_step(self, step: int) -> None:
-        self.learn(self.draw(step), (*self.settings(), self.scenario.config.latents.cache_latents))
+        with self.between("pictures"):
+            self._generate(averaged, PICTURE_BATCH)
+        self.learn(self.draw(2))
 
     def _vae(self) -> None:
         scenario, images = self.scenario, (PICTURE_BATCH, *self.scenario.config.image_shape)
@@ -215,11 +181,8 @@ class Run:
             self._vae_step(step)
         if not scenario.validates:
             return
-
-        def draw_pictures() -> None:
+        with self.between("pictures"):
             reconstruct(self.beginning.averaged, torch.zeros(images).to(self.device))
-
-        self.between("pictures", scenario.attention, draw_pictures)
         self._vae_step(begins + 2)
 
     def _vae_step(self, step: int) -> None:
@@ -228,7 +191,7 @@ class Run:
         if adversary:
             with self.trace.during("inputs"):
                 adversary.fakes.append(torch.zeros(untraced, *batch.images.shape[1:]).to(self.device))
-        self.learn(batch, None if adversary else self.settings())
+        self.learn(batch)
         if adversary:
             with self.trace.during("forward"):
                 learned = replace(batch, images=batch.images[: self.traced_images])

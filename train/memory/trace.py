@@ -9,9 +9,9 @@ node, found by the node's sequence number.
 import gc
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -66,42 +66,6 @@ class Trace(TorchDispatchMode):
         other.storages, other.clock, other._names = self.storages.copy(), self.clock, self._names
         other._alive = self._alive_at_end.copy()
         return other
-
-    def record_once(self, recordings: dict, key: Hashable, part: Callable[[], dict | None]) -> dict:
-        """Run and record `part`, or append its recording if there is one for this key; returns its tensors by name.
-
-        Each returned tensor must own its storage, and no other tensor that `part` makes may outlive it. Tensors with
-        values are computed each time.
-        """
-        if self.device != "meta":
-            return part() or {}
-        if key in recordings:
-            return self._append(*recordings[key])
-        first, start, ends = len(self.storages), self.clock, len(self.forward_ends)
-        tensors = part() or {}
-        results = {name: (self._record(t), t.shape, t.stride(), t.dtype) for name, t in tensors.items()}
-        recordings[key] = results, self.storages[first:], self.forward_ends[ends:], start, self.clock
-        return tensors
-
-    def _append(
-        self, results: dict[Hashable, tuple], storages: list[Storage], forward_ends: list[int], start: int, end: int
-    ) -> dict[Hashable, Tensor]:
-        first, shift = len(self.storages), self.clock - start
-        tensors, keys = {}, {}
-        for name, (storage, *shape, dtype) in results.items():
-            tensors[name] = torch.empty_strided(*shape, dtype=dtype, device=self.device)
-            keys[id(storage)] = tensors[name].untyped_storage()._cdata
-        del self.storages[first:]  # the loop adds them at their recorded births
-        for s in storages:
-            key = keys.get(id(s))
-            died = s.died + shift if key is None else None
-            copy = replace(s, born=s.born + shift, died=died)
-            self.storages.append(copy)
-            if key is not None:
-                self._alive[key] = (self._alive[key][0], copy)
-        self.forward_ends += [clock + shift for clock in forward_ends]
-        self.clock = end + shift
-        return tensors
 
     # ---- called by the run
 
@@ -252,6 +216,3 @@ class NoTrace(nullcontext):
 
     def continued(self, rules: CudaRules) -> "NoTrace":
         return self
-
-    def record_once(self, recordings: dict, key: Hashable, part: Callable[[], dict | None]) -> dict | None:
-        return part()

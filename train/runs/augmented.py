@@ -19,8 +19,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from train.base.errors import UserError, require
-from train.base.files import as_json, read_json, real_path, replacing, write_json
+from train.base.errors import require
+from train.base.files import as_json, as_written, kept_in, read_json, real_path, replacing, write_json
 from train.base.folders import filling
 from train.base.names import composed, located
 from train.base.progress import progress
@@ -114,12 +114,12 @@ def generated_only(folder: Path, paths: list[str]) -> list[int]:
     if not (folder / AUGMENTED).is_file():
         return list(range(len(paths)))
     require((folder / MANIFEST).is_file(), f"{folder}: is not complete; run the same train.augment again")
-    try:
-        with open(folder / MANIFEST, newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark in front
-            made = {composed(row["file"]) for row in csv.DictReader(file) if row["kind"] == GENERATED}
-    except (KeyError, UnicodeDecodeError, csv.Error):
-        raise UserError(f"{folder / MANIFEST}: is not as train.augment wrote it (UTF-8, commas, the columns file and "
-                        "kind); delete it and run the same train.augment again") from None
+    instead = "delete it and run the same train.augment again (UTF-8, commas, the columns file and kind)"
+    with (
+        as_written(folder / MANIFEST, instead),
+        open(folder / MANIFEST, newline="", encoding="utf-8-sig") as file,  # spreadsheets put a mark in front
+    ):
+        made = {composed(row["file"]) for row in csv.DictReader(file) if row["kind"] == GENERATED}
     rows = [row for row, path in enumerate(paths) if path in made]
     require(rows, f"{folder}: no generated image is left in it; there is nothing to judge")
     return rows
@@ -141,9 +141,7 @@ def save_report(folder: Path, judged: dict, page: str, picture: Image.Image) -> 
 
 def report_of(folder: Path, key: str) -> dict | None:
     """The judgement that lies in the folder, if it is the one with this key."""
-    path = folder / EVALUATION
-    there = read_json(path) if path.is_file() else {}
-    return there if there.get("of") == key else None
+    return kept_in(folder / EVALUATION, lambda there: there if there.get("of") == key else None)
 
 
 def bring_report(images: Path | None, folder: Path) -> dict | None:

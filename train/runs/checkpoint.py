@@ -164,7 +164,8 @@ class Unchanged:
 
     def load_state_dict(self, saved: dict[str, str]) -> None:
         for what, value in self.hashes.items():
-            same = saved[what] == value
+            of_before = (len(saved[what]), len(value)) == (64, 32)  # hashed all pixels anew, which tells nothing now
+            same = saved[what] == value or of_before
             that = self.instead.get(what, "use that")
             require(same, f"the {what} is not what this run began with; {that}, or use another output_dir")
 

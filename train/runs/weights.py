@@ -88,13 +88,21 @@ def _find(folder: Path) -> tuple[Path, dict[str, Stored]]:
         if name == TENSORS and not safetensors:
             continue
         whole, index = folder / name, folder / f"{name}.index.json"
-        if whole.is_file():
+        if _is_there(whole):
             return whole, read(whole)
-        if index.is_file():
+        if _is_there(index):
             return index, _read_shards(index, read)
     there = [path for path in (folder / TENSORS, folder / f"{TENSORS}.index.json") if path.is_file()]
     require(not there, f"{''.join(map(str, there[:1]))}: reading it needs a package; run `pip install safetensors`")
     raise UserError(f"{folder}: holds neither {TENSORS} nor {PICKLED}{_hint(folder)}")
+
+
+def _is_there(path: Path) -> bool:
+    """UserError where something is, which is no file: of copied caches, links are left that lead nowhere."""
+    is_file = os.path.isfile(path)
+    what = "a link to nowhere" if not os.path.exists(path) else "a folder, a pipe or a device"
+    require(is_file or not os.path.lexists(path), f"{path}: is {what} in the place of the file; copy the model again")
+    return is_file
 
 
 def _hint(folder: Path) -> str:

@@ -22,12 +22,14 @@ from train.base.errors import UserError, require
 from train.base.processes import on_main
 from train.base.progress import say
 from train.base.randomness import generator
+from train.base.units import MiB
 from train.config.schema import Config
 from train.config.sections import MixedPrecision
 from train.data.dataset import UserImages, draw_flips, evenly, load_images
 from train.data.images import save_picture
 from train.data.latents import LatentSource, cached_moments, require_sane_latents
 from train.data.split import Split, fingerprint, numbers_of_recordings
+from train.data.store import Rows
 from train.engine.log import METRICS, read_lines
 from train.engine.micro_batch import MicroBatch
 from train.engine.stage import VALIDATION_IMAGES, Stage
@@ -43,6 +45,7 @@ from train.stages.copies import Originals
 from train.stages.generate import generate
 
 SAMPLED_USERS, SAMPLES_PER_USER = 6, 4
+ORIGINALS = 128 * MiB  # of training images, in which copies are looked for at a validation
 MAX_FACTOR = 1000  # between the errors of predicted noise and of the x0 computed from it
 
 
@@ -119,7 +122,7 @@ class LDMStage(Stage):
             self.use_latents(moments, rows=rows)
 
     def use_latents(
-        self, moments: Tensor | None, float32: Callable[[], AbstractContextManager] | None = None,
+        self, moments: Tensor | Rows | None, float32: Callable[[], AbstractContextManager] | None = None,
         rows: Tensor | None = None,
     ) -> None:  # fmt: skip
         """Use cached moments (R, 2, Z, h, w) of the images `rows` (R,), or of the first R.
@@ -206,9 +209,11 @@ class LDMStage(Stage):
 
     @cached_property
     def originals(self) -> Originals:
-        """The training images of the users of whom samples are drawn."""
-        data, rows = self.data, self.split.train
-        rows = rows[torch.isin(data.user_index[rows], self.sampled_users)]
+        """The training images of the users of whom samples are drawn; of many large ones, some of each user's."""
+        data, train = self.data, self.split.train
+        most = ORIGINALS // (len(self.sampled_users) * data.images.shape[1:].numel())
+        own = (train[data.user_index[train] == user] for user in self.sampled_users)
+        rows = torch.cat([evenly(its, max(most, 1)) for its in own])
         recordings = numbers_of_recordings(data, rows.tolist(), self.config.data)
         return Originals(data.images[rows], data.user_index[rows], recordings)
 
