@@ -1,6 +1,6 @@
 """The sampling loop, and the table of samplers."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -64,6 +64,9 @@ class Sampler:
     2^-12, the choice of diffusers, keeps them finite, and a network cannot tell it from 0."""
 
 
+AfterStep = Callable[[int, Tensor, Evaluation], None]
+"""Called after each step, counted from 1, with the new x (B, ...) and the evaluation from which it was made."""
+
 SAMPLERS: dict[str, Callable[[SamplingConfig], Sampler]] = {
     "ddpm": lambda config: Sampler(samplers.ddpm, stochastic=True),
     "ddim": lambda config: Sampler(partial(samplers.ddim, eta=config.eta), stochastic=config.eta > 0),
@@ -79,16 +82,18 @@ def integrate(
     levels: list[Level],
     sampler: Sampler,
     draw_noise: Callable[[], Tensor],
-    wrap: Callable[[Iterable], Iterable] = iter,
+    after_step: AfterStep | None = None,
 ) -> Tensor:
-    """Take x (B, ...) from levels[0] to levels[-1]; `wrap` may show progress (tqdm)."""
+    """Take x (B, ...) from levels[0] to levels[-1]."""
     previous = None
-    for level, to in wrap(list(pairwise(levels))):
+    for step, (level, to) in enumerate(pairwise(levels), 1):
         now = evaluate(x, level)
         noise = draw_noise() if sampler.stochastic and to.sigma > 0 else None
         x = sampler.step(x, now, to, previous, noise)
         if sampler.correct and to.sigma > 0:
             x = sampler.correct(x, now, evaluate(x, to))
+        if after_step:
+            after_step(step, x, now)
         previous = now
     return x
 
@@ -100,7 +105,7 @@ def sample(
     schedule: Schedule,
     config: SamplingConfig,
     draw_noise: Callable[[], Tensor],
-    wrap: Callable[[Iterable], Iterable] = iter,
+    after_step: AfterStep | None = None,
 ) -> Tensor:
     """From standard normal x (B, ...) to x0 (B, ...), not clipped, computed in the precision of x.
 
@@ -119,4 +124,4 @@ def sample(
     if levels[0].alpha == 0:
         alpha = sampler.terminal_alpha
         levels[0] = Level(levels[0].t, alpha, (1 - alpha**2) ** 0.5)
-    return integrate(evaluate, x, [*levels, CLEAN], sampler, draw_noise, wrap)
+    return integrate(evaluate, x, [*levels, CLEAN], sampler, draw_noise, after_step)

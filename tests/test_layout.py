@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 OWN = {"nets", "diffusion", "train", "tests"}
 RUNTIME = {"torch", "numpy", "PIL", "yaml", "tqdm"}
 OPTIONAL = {"safetensors", "torch.utils.tensorboard", "diffusers"}
-ROOMS = ("base", "config", "data", "runs", "engine", "stages", "judge", "memory", "speed")
+ROOMS = ("base", "config", "data", "runs", "engine", "stages", "judge", "memory", "speed", "api")
 """The folders of train/: each imports itself and those before it."""
 APART = {"memory": {"judge"}, "speed": {"judge", "memory"}}  # which know nothing of each other
 
@@ -84,11 +84,11 @@ def test_no_command_is_imported_by_another():
     assert {name: others for name, others in found.items() if others} == {}
 
 
-def test_only_commands_import_the_memory_account():
+def test_only_commands_and_the_api_import_the_memory_account():
     users = {path for path in sources("train") if any(room_of(name) == "memory" for name in imported(path))}
     outside = users - set(sources("train/memory"))
     assert outside
-    assert {path.parent for path in outside} == {ROOT / "train"}
+    assert {path.parent for path in outside} == {ROOT / "train", ROOT / "train/api"}
 
 
 def test_train_consists_of_its_rooms_and_of_commands():
@@ -101,7 +101,11 @@ def test_train_consists_of_its_rooms_and_of_commands():
 
 @pytest.mark.parametrize("package", ["nets", "diffusion", "train", *(f"train/{room}" for room in ROOMS)])
 def test_a_package_or_room_has_an_init_that_imports_nothing(package):
-    assert imports(ast.parse((ROOT / package / "__init__.py").read_text(encoding="utf-8"))) == set()
+    """But for the api's, which gives Python programs one place to import from: its own names, and the errors."""
+    found = imports(ast.parse((ROOT / package / "__init__.py").read_text(encoding="utf-8")))
+    own = "train.base.errors", *(f"train.api.{path.stem}" for path in sources("train/api"))
+    allowed = own if package == "train/api" else ()
+    assert {name for name in found if not name.startswith(allowed)} == set()
 
 
 def test_optional_packages_are_imported_by_the_function_for_them():
@@ -121,6 +125,12 @@ def test_every_folder_with_source_is_checked_for_its_imports():
 def test_reading_the_source_finds_an_import_anywhere_in_it():
     tree = ast.parse("import a.b\ndef f():\n    from c.d import e\ntry:\n    import g\nfinally:\n    g = 0\n")
     assert imports(tree) == {"a.b", "c.d", "c.d.e", "g"}
+
+
+def test_the_api_neither_reads_a_command_line_nor_ends_the_process():
+    for path in sources("train/api"):
+        names = imports(ast.parse(path.read_text(encoding="utf-8")))
+        assert not names & {"argparse", "sys", "train.config.cli"}, path
 
 
 @pytest.mark.parametrize(

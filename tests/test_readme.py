@@ -9,8 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nets.unet import UNet2DConditionModel
 from nets.vae import AutoencoderKL
+from tests.tiny import tiny, tiny_denoiser, tiny_images, tiny_vae
 from train import memcheck
 from train.config.schema import Config
+from train.data.split import make_split
+from train.runs.final_model import save_ldm
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -60,6 +63,36 @@ def test_the_tables_of_what_fits_are_two_of_that_account():
     tables = [paragraph for paragraph in section("What fits on 16 GB").split("\n\n") if paragraph.startswith("|")]
     assert len(tables) == 2
     assert all(table in account for table in tables)
+
+
+def python_of(title: str) -> str:
+    """The lines of Python in a section."""
+    (lines,) = re.findall(r"```python\n(.*?)```", section(title), re.DOTALL)
+    return lines
+
+
+def test_the_sampler_alone_makes_what_the_readme_says():
+    """And it takes ten lines, with nothing of train/."""
+    lines, names = python_of("Reading the source"), {}
+    body = [line for line in lines.splitlines() if line.strip() and not re.match("import|from|print", line)]
+    assert len(body) <= 10
+    assert "train" not in lines
+    torch.manual_seed(0)
+    exec(compile(lines, "README.md", "exec"), names)
+    mean, deviation = map(float, re.search(r"# about (\S+) and (\S+)", lines).groups())
+    assert names["x"].mean() == pytest.approx(mean, abs=0.03)  # 4 deviations of the mean of 5000
+    assert names["x"].std() == pytest.approx(deviation, abs=0.03)
+
+
+def test_the_lines_from_python_make_the_images_they_say(tmp_path, monkeypatch):
+    lines, names = python_of("From Python"), {}
+    config, data = tiny(), tiny_images(count=24, users=6)
+    denoiser, vae = tiny_denoiser(config, num_users=6), tiny_vae(config)
+    folder = tmp_path / re.search(r'load\("([^"]+)"', lines)[1]
+    save_ldm(folder, denoiser, vae, config, data, make_split(data, config.data))
+    monkeypatch.chdir(tmp_path)
+    exec(compile(lines, "README.md", "exec"), names)
+    assert [(user, len(images)) for user, images in names["images"].items()] == [("ID1", 4), ("ID5", 4)]
 
 
 def operations(config: Config) -> dict[str, int]:

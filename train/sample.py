@@ -8,24 +8,15 @@ only choose once for a model.
 """
 
 import argparse
-from pathlib import Path
 
-from train.base.errors import UserError, nearest, require, some
-from train.base.names import composed
-from train.base.processes import on_main, require_agreement
+from train.api.user_diffusion import IMAGES, UserDiffusion
+from train.base.errors import require
 from train.base.units import counted
 from train.config import cli
-from train.config.sections import DataConfig
-from train.data.images import save_picture
 from train.data.split import training_images
 from train.engine.device import pick_device
-from train.judge.purpose import for_a_classifier
-from train.runs.final_model import config_path, load_ldm, split_path, trained_users
-from train.runs.folder import locked
-from train.runs.generated import MOST_IMAGES, SEED, claim_folder, default_folder, image_paths, overview, settings_of
-from train.stages.generate import fill
-
-IMAGES = 5  # of each user
+from train.runs.final_model import config_path, split_path, trained_users
+from train.runs.generated import MOST_IMAGES, SEED
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -43,53 +34,31 @@ def main(argv: list[str] | None = None) -> None:
     cli.add_flags(parser, cli.SAMPLING)
     args = parser.parse_args(argv)
     require(args.seed >= 0, f"--seed {args.seed}: must be at least 0")
-    names = trained_users(args.model)
+    trained_users(args.model)  # where there is no model, this says so
     num_images = images_of_each(args)
     config = cli.read_config(args, "sample", default=config_path(args.model), more=cli.SAMPLING)
-    places = {name: place for place, name in enumerate(names)}
-    asked = [composed(name) for name in args.users or names]
-    for name in asked:
-        if name not in places:
-            knows = f"not a user of this model{nearest(name, names)}; it knows {some(names, 8)}"
-            raise UserError(f"--users {name!r}: {knows}")
-    users = [places[name] for name in dict.fromkeys(asked)]
 
-    device = pick_device()
-    trained = load_ldm(args.model, config).to(device)
-    if args.purpose == "augment" and not cli.gives_guidance(args):
-        config = for_a_classifier(args.model, config, trained)
-    settings = settings_of(config.sampling, args.seed, trained)
-    require_agreement(lambda: settings)
-    folder = Path(config.ldm_training.output_dir) if args.output_dir else default_folder(args.model, settings)
-    on_main(lambda: claim_folder(Path(config.data.dir), folder, settings))
-
-    wanted = [(user, number) for user in users for number in range(num_images)]
-    paths = image_paths(folder, names, wanted)
-    with locked(folder, "writing"):
-        there = fill(folder, trained, config.sampling, args.seed, paths)
-        shown = on_main(lambda: save_overview(folder, names, config.data))
-    already = f" ({there} there already)" if there else ""
-    said = f"{counted(len(paths), 'image')} of {counted(len(users), 'user')} in {folder}{already}"
-    print(f"{said}; {shown}in one picture: {folder}/grid.png")
-
-
-def save_overview(folder: Path, names: list[str], config: DataConfig) -> str:
-    """Save a picture of the folder's images; in words, how many of them it shows where that is not all."""
-    picture, shown = overview(folder, names, config)
-    save_picture(picture, folder / "grid.png")
-    return shown
+    model = UserDiffusion.load(args.model, config=config).to(pick_device())
+    with cli.naming_flags(per_user="num_images"):
+        made = model.write(
+            args.users, num_images, args.seed, purpose=args.purpose,
+            guidance=config.sampling.guidance if cli.gives_guidance(args) else None,
+            folder=config.ldm_training.output_dir if args.output_dir else None,
+        )  # fmt: skip
+    already = f" ({made.there} there already)" if made.there else ""
+    files = counted(sum(map(len, made.images.values())), "image")
+    said = f"{files} of {counted(len(made.images), 'user')} in {made.folder}{already}"
+    print(f"{said}; {made.shown}in one picture: {made.folder}/grid.png")
 
 
 def images_of_each(args: argparse.Namespace) -> int:
     """How many images of each user are asked for."""
-    flag = "num_images" if args.per_training_image is None else "per_training_image"
-    given = getattr(args, flag)
-    if given is None:
-        return IMAGES
-    times = max(training_images(split_path(args.model)).values()) if flag == "per_training_image" else 1
-    require(given >= 1, f"--{flag} {given}: must be at least 1")
+    if args.per_training_image is None:
+        return IMAGES if args.num_images is None else args.num_images
+    times, given = max(training_images(split_path(args.model)).values()), args.per_training_image
+    require(given >= 1, f"--per_training_image {given}: must be at least 1")
     most = MOST_IMAGES // times
-    require(given <= most, f"--{flag} {given}: must be at most {most}; take several seeds for more")
+    require(given <= most, f"--per_training_image {given}: must be at most {most}; take several seeds for more")
     return given * times
 
 

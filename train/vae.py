@@ -4,17 +4,13 @@ Writes `final_model/`: the averaged weights, the scale of the training images' l
 reconstructions keep of the images, and of what tells users apart.
 """
 
+from train.api.training import train_vae
 from train.config import cli
-from train.engine.run import train_stage
-from train.judge.judged_vae import JudgedVAEStage
-from train.memory.fit import plan_micro_batch
-from train.memory.verify import watch_memory
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = cli.make_parser("vae", __doc__, "vae")
-    config = cli.read_config(parser.parse_args(argv), "vae")
-    train_stage(JudgedVAEStage, config, plan_micro_batch, watch_memory)
+    train_vae(cli.read_config(parser.parse_args(argv), "vae"))
 
 
 if __name__ == "__main__":

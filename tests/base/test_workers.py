@@ -1,6 +1,7 @@
 """Questions on all cores, and where they must not be."""
 
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -46,3 +47,17 @@ def test_beside_other_threads_tasks_go_to_other_processes(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
     with thread_named("worker"):
         assert os.getpid() not in list(on_all_cores([os.getpid] * 3))
+
+
+def test_forks_of_a_process_with_threads_of_openmp_do_compute():
+    """As where Python has trained something before: a fork has none of the threads that OpenMP counts on."""
+    program = """
+import torch
+from train.base.workers import on_all_cores
+torch.set_num_threads(2)
+large = torch.ones(2000, 2000)
+large.exp().sum()
+print(sum(on_all_cores([lambda: float(large.mean())] * 4)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "4.0\n"

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.test_readme import python_of
 from tests.tiny import PATH, USERS, make_images
 from train import augment, evaluate, ldm, sample, vae
 from train.base.errors import UserError
@@ -253,7 +253,7 @@ def test_two_processes_make_the_same_files(model, tmp_path):
 
 def test_the_readme_trains_a_classifier_on_it(model):
     folder = run(model)
-    (source,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    source = python_of("Take the data set home")
     source = source.replace("runs/demo/ldm/augmented/NAME", str(folder))
     assert str(folder) in source
     names: dict = {}

@@ -18,6 +18,7 @@ from tests.float64 import float64
 from tests.oracle import assert_equal_outputs, diffusers
 from tests.tiny import USERS, make_images, tiny, tiny_vae
 from train import augment, check, evaluate, ldm, memcheck, sample, vae
+from train.api import training
 from train.base.errors import Stopped, UserError
 from train.config.load import dump_yaml
 from train.config.schema import Config
@@ -339,7 +340,7 @@ def test_a_batch_that_is_refused_for_memory_leaves_no_folder(runs, monkeypatch, 
     def refuse(*_):
         raise UserError("the memory of this GPU")
 
-    monkeypatch.setattr(stage, "plan_micro_batch", refuse)
+    monkeypatch.setattr(training, "plan_micro_batch", refuse)
     with pytest.raises(UserError, match="the memory of this GPU"):
         stage.main(flags(runs, "refused", "--vae_path", str(runs / "v/final_model")))
     assert not (runs / "refused").exists()
@@ -582,7 +583,7 @@ def test_bad_input_ends_with_one_sentence_and_status_2(tmp_path):
 
 def test_vae_training_plans_and_starts_from_the_given_weights(runs, monkeypatch):
     seen = []
-    monkeypatch.setattr(vae, "plan_micro_batch", lambda config, *_: seen.append(config.vae) or 4)
+    monkeypatch.setattr(training, "plan_micro_batch", lambda config, *_: seen.append(config.vae) or 4)
     vae.main(flags(runs, "tuned", "--vae_path", str(runs / "v/final_model"), "--learning_rate", "1e-9",
                    "--resolution", "32", "--set", "vae.channels=[8, 8]"))  # fmt: skip
     before, after = weights(runs / "v/final_model"), weights(runs / "tuned/final_model")

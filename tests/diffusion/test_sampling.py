@@ -204,6 +204,24 @@ def test_an_image_is_the_same_whatever_its_batch():
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm", "euler"])
+def test_after_each_step_one_sees_what_the_network_sees_next(sampler):
+    schedule, given, seen = make_schedule(ScheduleConfig()), [], []
+
+    def denoiser(x, level):
+        given.append(x)
+        return x.tanh()
+
+    def after_step(step, x, now):
+        seen.append(x)
+        assert step == len(seen) == len(given)
+        torch.testing.assert_close(now.level.alpha * now.x0 + now.level.sigma * now.noise, given[-1])
+
+    noise = torch.randn(2, 1, 4, 4)
+    out = sample(denoiser, noise, schedule, SamplingConfig(sampler, 5), lambda: noise, after_step)
+    assert all(x is y for x, y in zip(seen, [*given[1:], out], strict=True))
+
+
 def test_a_half_precision_network_samples_in_unclipped_float32():
     schedule = make_schedule(ScheduleConfig(prediction="x0"))
     seen = []

@@ -8,6 +8,7 @@ import pytest
 from tests.memory.presets import config_of, forget_traces
 from tests.memory.trainings import tiny_trainer
 from train import ldm, vae
+from train.api import training
 from train.engine.ema import EMA
 from train.engine.step import Learner
 from train.memory.account import Account
@@ -48,7 +49,7 @@ class Calls(list):
 @COMMANDS
 def test_a_trace_runs_the_very_class_that_training_runs(command, stage, monkeypatch):
     trained = []
-    monkeypatch.setattr(command, "train_stage", lambda stage_class, *_: trained.append(stage_class))
+    monkeypatch.setattr(training, "train_stage", lambda stage_class, *_: trained.append(stage_class))
     command.main(["--config", "configs/demo.yaml"])
     scenario = Scenario(config_of("demo"), stage.name, validates=False)
     (used,) = trained  # the VAE's has judges besides, who come between the steps

@@ -41,6 +41,10 @@ class UserError(Exception):
         super().__init__(shortened(sentence))
 
 
+class BadArgument(UserError):
+    """The same of a function's argument, with whose name the sentence begins. A command says it of the flag."""
+
+
 class Stopped(Exception):
     """A run has saved its state and stops before its last step. Commands print the message and exit with `status`."""
 
@@ -53,10 +57,10 @@ class Interrupted(BaseException):
     """A signal has come, and what is done just now can be left undone."""
 
 
-def require(holds: object, sentence: str) -> None:
-    """Raise UserError with this sentence unless `holds` is true."""
+def require(holds: object, sentence: str, error: type[UserError] = UserError) -> None:
+    """Raise UserError, or this kind of it, with this sentence unless `holds` is true."""
     if not holds:
-        raise UserError(sentence)
+        raise error(sentence)
 
 
 def out_of_memory(error: BaseException | None) -> str:

@@ -33,6 +33,11 @@ def located(folder: Path, name: str) -> Path:
     return folder
 
 
+def path_of(given: str | os.PathLike[str]) -> Path:
+    """The path that somebody has written or typed, expanded."""
+    return Path(expanded(os.fspath(given)))
+
+
 def expanded(path: str) -> str:
     """The path with `~`, `~user`, `$NAME` and `${NAME}` replaced, as a shell does; UserError where one is not known.
 

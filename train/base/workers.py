@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import torch
+
 
 def on_all_cores(tasks: Sequence[Callable[[], object]], most: int | None = None) -> Iterator:
     """Yields the results of the tasks, in order; computed in this process where others cannot be forked safely.
 
     Forked processes inherit what this process has imported and cached (torch, operators' shapes), so run a similar
-    task here first. OpenMP and CUDA must not be in use: call torch.set_num_threads(1). There are at most `most` of
-    them; they end with this process, however it ends.
+    task here first. Each computes with one thread. CUDA must not be in use. There are at most `most` of them; they end
+    with this process, however it ends.
     """
     global _tasks
     cores = min(len(os.sched_getaffinity(0)) if _forks_safely() else 1, len(tasks), most or len(tasks))
@@ -24,12 +26,16 @@ def on_all_cores(tasks: Sequence[Callable[[], object]], most: int | None = None)
         return
     _tasks = tasks  # inherited by the forks, so they need not be picklable
     gc.freeze()  # so that garbage collection in the forks does not touch, and so copy, the shared pages
-    with multiprocessing.get_context("fork").Pool(cores, _leave_ctrl_c_to_the_first) as pool:
-        yield from pool.imap(_run_task, range(len(tasks)), chunksize=1)
+    try:
+        with multiprocessing.get_context("fork").Pool(cores, _begin) as pool:
+            yield from pool.imap(_run_task, range(len(tasks)), chunksize=1)
+    finally:
+        gc.unfreeze()
 
 
-def _leave_ctrl_c_to_the_first() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _begin() -> None:
+    torch.set_num_threads(1)  # a fork has none of the threads that OpenMP remembers, and would wait for them
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with which the pool ends its processes
 
 

@@ -4,19 +4,30 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 
 from train.base import processes
-from train.base.errors import SEE_MEMCHECK, Stopped, UserError, nearest, one_line, out_of_memory, require, shortened
-from train.base.names import expanded
+from train.base.errors import (
+    SEE_MEMCHECK,
+    BadArgument,
+    Stopped,
+    UserError,
+    nearest,
+    one_line,
+    out_of_memory,
+    require,
+    shortened,
+)
+from train.base.names import path_of
 from train.base.progress import say
 from train.base.version import VERSION
 from train.config.load import CONFIGS, describe
-from train.config.schema import ALTERNATIVES, Config
+from train.config.schema import Config, require_one_of_each
 
 DEFAULT_CONFIG = CONFIGS / "medium.yaml"
 # Those of the flags below that can matter to a command. It accepts the others, of old scripts, but does not list them.
@@ -94,7 +105,7 @@ def a_path(text: str) -> Path:
     if not text:  # for example from an unset shell variable
         raise argparse.ArgumentTypeError("needs a value, not an empty one")
     try:
-        return Path(expanded(text))
+        return path_of(text)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -142,14 +153,22 @@ def read_config(
     ]
     for source, _, value in overrides:
         require(value, f"{source.strip()}: needs a value, not an empty one")  # such as a shell variable that is not set
-    for group in ALTERNATIVES:
-        given = [source for source, key, _ in overrides if key in group]
-        require(len(given) < 2, f"{' and '.join(given)}: only one of them can be given")
+    require_one_of_each(overrides)
     for setting in args.set:
         key, equals, value = setting.partition("=")
         require(equals and key, f"--set {setting}: must be SECTION.KEY=VALUE")
         overrides.append((f"--set {setting}", key, value))
     return Config.read(args.config or default, overrides)
+
+
+@contextmanager
+def naming_flags(**flags: str) -> Iterator[None]:
+    """While entered, what is said of a function's argument is said of its flag; `flags` are those of other names."""
+    try:
+        yield
+    except BadArgument as error:
+        argument, _, said = str(error).partition(" ")
+        raise UserError(f"--{flags.get(argument, argument)} {said}") from error
 
 
 def gives_guidance(args: argparse.Namespace) -> bool:

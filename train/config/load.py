@@ -26,6 +26,8 @@ from train.base.first_bytes import open_file
 from train.base.names import PathText, expanded
 
 T = TypeVar("T")
+Override = tuple[str, str, str]
+"""(source, dotted key, value text), as in ("--set seed=8", "seed", "8"); errors name the source in place of a file."""
 
 MAX_BYTES, MAX_PIECES = 250_000, 5_000  # of a file; keys, values and brackets in it: PyYAML takes a second for more
 MAX_DEPTH = 20  # of nested lists and mappings; PyYAML's composer recurses, so this also bounds its stack
@@ -64,18 +66,32 @@ class Node:
 
 
 def load_yaml(
-    cls: type[T], path: str | Path, overrides: Sequence[tuple[str, str, str]] = (),
+    cls: type[T], path: str | Path, overrides: Sequence[Override] = (),
     derived: Mapping[str, str] = MappingProxyType({}), alternatives: Sequence[tuple[str, ...]] = (),
 ) -> T:
     """Read `path`, with its bases under it and `overrides` on top of it, into the dataclass `cls`.
 
-    An override is (source, dotted key, value text), as in ("--set seed=8", "seed", "8"); errors name its source in
-    place of a file and line. Its text is YAML, but taken as typed where the key is a str: regular expressions and
-    paths need no quotes. `derived` maps dotted keys to those that they follow from: left out, or equal to them.
-    `alternatives` are groups of dotted keys (section.key) of which one is set: a file or override that sets one takes
-    back what stands under it of the others. That no more than one is set, the dataclass itself has to check.
+    An override's text is YAML, but taken as typed where the key is a str: regular expressions and paths need no
+    quotes. `derived` maps dotted keys to those that they follow from: left out, or equal to them. `alternatives` are
+    groups of dotted keys (section.key) of which one is set: a file or override that sets one takes back what stands
+    under it of the others. That no more than one is set, the dataclass itself has to check.
     """
-    root = _read_with_bases(Path(path), alternatives)
+    return _load(cls, _read_with_bases(Path(path), alternatives), overrides, derived, alternatives)
+
+
+def change(
+    config: T, overrides: Sequence[Override], derived: Mapping[str, str] = MappingProxyType({}),
+    alternatives: Sequence[tuple[str, ...]] = (),
+) -> T:
+    """A config dataclass with these overrides, as if its own YAML text were the file."""
+    root = _compose(dump_yaml(config, derived), lambda line: "the config")
+    return _load(type(config), root, overrides, derived, alternatives)
+
+
+def _load(
+    cls: type[T], root: Node, overrides: Sequence[Override], derived: Mapping[str, str],
+    alternatives: Sequence[tuple[str, ...]],
+) -> T:
     for source, dotted_key, text in overrides:
         root = _overlay(root, _read_override(source, dotted_key, text), alternatives, from_file=False)
     for key, source in derived.items():
@@ -108,10 +124,10 @@ def dump_yaml(config: Any, derived: Iterable[str] = ()) -> str:
     for key in derived:
         section, _, name = key.rpartition(".")
         del values[section][name]
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
-class _Dumper(yaml.SafeDumper):
+class Dumper(yaml.SafeDumper):
     """Writes what `load_yaml` accepts: the text "1e-4" in quotes, shared tuples without an anchor."""
 
     def ignore_aliases(self, data: Any) -> bool:
@@ -122,8 +138,8 @@ class _Dumper(yaml.SafeDumper):
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=quote)
 
 
-_Dumper.add_representer(tuple, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, True))
-_Dumper.add_representer(str, _Dumper.represent_text)
+Dumper.add_representer(tuple, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, True))
+Dumper.add_representer(str, Dumper.represent_text)
 
 
 def _at(root: Node, dotted_key: str) -> Node | None:

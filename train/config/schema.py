@@ -1,6 +1,7 @@
 """The config of one experiment: its sections, what follows from them, and the checks that involve several of them."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from nets.condition import UserEncoderConfig
 from nets.unet import UNetConfig
 from nets.vae import VAEConfig
 from train.base.errors import require
-from train.config.load import dump_yaml, load_yaml
+from train.base.names import path_of
+from train.config.load import Override, change, dump_yaml, load_yaml
+from train.config.overrides import overrides_of
 from train.config.sections import (
     DataConfig,
     GenerationConfig,
@@ -32,6 +35,13 @@ ALTERNATIVES = tuple((f"{stage}_training.num_epochs", f"{stage}_training.num_ste
 SMALLEST_IMAGE = {"adversarial_weight": 24, "perceptual_weight": 16}
 
 
+def require_one_of_each(overrides: Sequence[Override]) -> None:
+    """UserError where two alternatives are given side by side: neither stands under the other."""
+    for group in ALTERNATIVES:
+        given = [source for source, key, _ in overrides if key in group]
+        require(len(given) < 2, f"{' and '.join(given)}: only one of them can be given")
+
+
 @dataclass(frozen=True)
 class Config:
     seed: int
@@ -48,9 +58,18 @@ class Config:
     sampling: GenerationConfig
 
     @classmethod
-    def read(cls, path: Path, overrides: Sequence[tuple[str, str, str]] = ()) -> "Config":
+    def read(cls, path: Path, overrides: Sequence[Override] = ()) -> "Config":
         """The config in a file, changed by `overrides` (train/config/load.py)."""
         return load_yaml(cls, path, overrides, DERIVED, ALTERNATIVES)
+
+    @classmethod
+    def of(cls, source: "Config | str | os.PathLike[str]", changes: Mapping[str, object] | None = None) -> "Config":
+        """A config, or the one in a file, with changes as Python has them (train/config/overrides.py)."""
+        overrides = overrides_of(changes or {})
+        require_one_of_each(overrides)
+        if not isinstance(source, Config):
+            return cls.read(path_of(source), overrides)
+        return change(source, overrides, DERIVED, ALTERNATIVES) if overrides else source
 
     def as_yaml(self) -> str:
         """The YAML text that `read` turns into an equal config."""

@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from train.base.errors import require
+from train.base.errors import UserError, require
 
 
 def pick_device() -> torch.device:
@@ -28,6 +28,19 @@ def pick_device() -> torch.device:
     # Where fp32 is asked for: from Ampere on, torch lets convolutions round their inputs to the 10 bits of TF32.
     torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda")
+
+
+def device_named(name: str | torch.device) -> torch.device:
+    """A device of torch that can be used here; UserError where it cannot."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, TypeError, AssertionError) as error:  # the last where torch was built without CUDA
+        said = "".join(str(error).splitlines()[:1])
+        raise UserError(f"device {name}: cannot be used here ({said}); cpu always can") from None
+    if device.type == "cuda":
+        pick_device()  # refuses a card without kernels
+    return device
 
 
 def _capability(arch: str) -> tuple[int, int]:

@@ -37,7 +37,7 @@ from train.judge.verdict import of_a_difference
 from train.runs.final_model import TrainedLDM
 from train.runs.generated import SEED, settings_of
 from train.runs.so_far import run_of
-from train.stages.generate import generate
+from train.stages.generate import batches_of, generate
 
 GUIDANCES = (1.0, 1.5, 2.0, 3.0)
 MIXINGS = (3.0, 4.5)  # values of mix_above, the most mixing first; below 2.5 too little of the user is left
@@ -169,8 +169,7 @@ def generated(
     """Images of the (user, number) of `wanted` in each way, all from the same noise."""
     users, size = torch.tensor([user for user, _ in wanted]), samplings[0].batch_size
     found = {sampling: [] for sampling in samplings}
-    batches = [(sampling, wanted[start : start + size])
-               for sampling in samplings for start in range(0, len(wanted), size)]  # fmt: skip
+    batches = [(sampling, batch) for sampling in samplings for batch in batches_of(wanted, size)]
     for sampling, batch in progress(batches, desc=what, unit="batch"):
         images = generate(trained.denoiser, trained.vae, trained.schedule, sampling, batch, SEED, size)
         found[sampling].append(images)

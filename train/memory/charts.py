@@ -15,11 +15,18 @@ SIZE = (960, 460)
 PALETTE = (*COLOURS, (140, 86, 75), (23, 190, 207), (127, 127, 127))
 
 
+def charts(account: Account) -> dict[str, Image.Image]:
+    """The pictures, by the names of their files."""
+    return {
+        "memory_timeline": timeline(account, "category"), "memory_components": timeline(account, "component"),
+        "memory_modules": bars(account),
+    }  # fmt: skip
+
+
 def save_charts(account: Account, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    save_picture(timeline(account, "category"), folder / "memory_timeline.png")
-    save_picture(timeline(account, "component"), folder / "memory_components.png")
-    save_picture(bars(account), folder / "memory_modules.png")
+    for name, picture in charts(account).items():
+        save_picture(picture, folder / f"{name}.png")
 
 
 def timeline(account: Account, by: str) -> Image.Image:

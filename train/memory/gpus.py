@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from train.base.errors import UserError, nearest
+from train.base.errors import BadArgument, nearest
 from train.base.units import GiB
 from train.memory.cuda_rules import AttentionKernel
 
@@ -64,14 +64,14 @@ GPUS = (
 
 
 def gpu_named(name: str) -> GPU:
-    """The GPU with this name, or whose name begins with it; UserError if there is none or more than one."""
+    """The GPU with this name, or whose name begins with it; BadArgument if there is none or more than one."""
     wanted = name.lower().replace(" ", "").replace("-", "")
     gpus = {gpu.name.lower().replace("-", ""): gpu for gpu in GPUS}
     found = [gpu for key, gpu in gpus.items() if wanted and key.startswith(wanted)]
     if wanted in gpus or len(found) == 1:  # "A10" is also the beginning of "A100"
         return gpus.get(wanted) or found[0]
     names = [gpu.name for gpu in found or GPUS]
-    raise UserError(
-        f"--gpu {name}: which of {', '.join(names)}?" if found
-        else f"--gpu {name}: not a known card{nearest(name, names)}: {', '.join(names)}"
+    raise BadArgument(
+        f"gpu {name}: which of {', '.join(names)}?" if found
+        else f"gpu {name}: not a known card{nearest(name, names)}: {', '.join(names)}"
     )  # fmt: skip

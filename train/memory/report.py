@@ -285,12 +285,29 @@ def advice_table(rows: list[dict], phase: str) -> str:
     return text
 
 
+def document(
+    scenario: Scenario, parts: list[Component], account: Account, gpu: GPU | None, results: Results
+) -> str:
+    """The whole report, in Markdown; its first line is the answer."""
+    rows = on_gpus(results)
+    text = [answer(scenario, rows), title(scenario, gpu), exact(scenario, parts), f"From here on {PREDICTED}.",
+            by_component(account, account.peak().clock), peak_in_words(account),
+            beside(account, gpu, scenario.processes), gpus_table(rows)]  # fmt: skip
+    if gpu:
+        text.append(one_gpu(rows[0]))
+    if rows := advice(scenario, account, results, gpu):
+        text.append(advice_table(rows, account.peak().phase))
+    return "\n\n".join(text)
+
+
 # ---- for programs
 
 
-def as_dictionary(scenario: Scenario, parts: list[Component], account: Account, gpu: GPU | None) -> dict:
+def as_dictionary(
+    scenario: Scenario, parts: list[Component], account: Account, gpu: GPU | None, results: Results
+) -> dict:
     """The content of all tables, in bytes."""
-    peak, results = account.peak(), compute_results(scenario, gpu)
+    peak = account.peak()
     return {
         "measured": False,
         "answer": answer(scenario, on_gpus(results)),

@@ -124,10 +124,15 @@ def load_ldm(folder: Path, config: Config) -> TrainedLDM:
          config.data.resolution / vae.config.downscale),
     ):  # fmt: skip
         require(its == others, f"{folder}: the {one} is {its}, but the {other} is {others:g}; they do not go together")
+    require_steps(folder, config, schedule)
+    return found
+
+
+def require_steps(folder: Path, config: Config, schedule: Schedule) -> None:
+    """UserError where the config asks for more steps of sampling than the model's schedule has timesteps."""
     steps, timesteps = config.sampling.steps, schedule.config.num_train_timesteps
     require(steps <= timesteps, f"{folder}/scheduler: sampling.steps is {steps}, but the model was trained with "
             f"{timesteps} timesteps; take fewer --steps")
-    return found
 
 
 def _of_folder(folder: Path) -> TrainedLDM:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffusion.guidance import Denoiser, guided, mixed
-from diffusion.sampling import SamplingConfig, sample
+from diffusion.sampling import AfterStep, SamplingConfig, sample
 from diffusion.schedule import Schedule
 from nets.denoiser import UserDenoiser
 from nets.vae import AutoencoderKL
@@ -32,7 +32,6 @@ from train.runs.final_model import TrainedLDM
 Image = tuple[int, int]  # the user's index, and the number of the image among those of the user
 
 
-@torch.no_grad()
 def generate(
     model: UserDenoiser, vae: AutoencoderKL, schedule: Schedule, config: SamplingConfig,
     images: Sequence[Image], seed: int, batch_size: int,
@@ -44,29 +43,48 @@ def generate(
     batches of one size, and to within one level of 255 in one of another size, whose sums are taken in another order.
     The models must be in evaluation mode and on one device. NotFinite where their weights are too large for that.
     """
-    device, unet, pixels = next(model.parameters()).device, model.unet.config, []
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
-        rngs = [generator(seed, "images", user, number) for user, number in batch]
-
-        def draw_noise(rngs: list[torch.Generator] = rngs) -> Tensor:
-            shape = (unet.latent_channels, unet.sample_size, unet.sample_size)
-            return torch.stack([torch.randn(shape, generator=rng) for rng in rngs]).to(device)  # B Z h w
-
-        users = torch.tensor([user for user, _ in batch], device=device)
-        denoiser = guided_to(users, model, config)
-        if config.mix_above is not None:
-            num_users = model.user_encoder.config.num_users
-            others = [another(user, num_users, generator(seed, "mix", user, number)) for user, number in batch]
-            coarse = guided_to(torch.tensor(others, device=device), model, config)
-            denoiser = mixed(coarse, denoiser, config.mix_above)
-        latents = sample(denoiser, draw_noise(), schedule, config, draw_noise)  # B Z h w
-        # In float32: a decoder in fp16 can overflow.
-        decoded = vae.decode(latents / vae.config.scaling_factor)  # B I H W
-        if what_is_wrong(decoded, math.inf):
-            raise NotFinite("the model's images are no finite numbers, so its weights are spoilt; use an earlier model")
-        pixels.append(to_uint8(decoded).cpu())
+    batches = batches_of(images, batch_size)
+    pixels = [decode(vae, sample_latents(model, schedule, config, batch, seed)) for batch in batches]
     return torch.cat(pixels) if pixels else torch.empty(0, dtype=torch.uint8)
+
+
+def batches_of(images: Sequence[Image], size: int) -> list[Sequence[Image]]:
+    return [images[start : start + size] for start in range(0, len(images), size)]
+
+
+@torch.no_grad()
+def sample_latents(
+    model: UserDenoiser, schedule: Schedule, config: SamplingConfig, images: Sequence[Image], seed: int,
+    noise: Tensor | None = None, after_step: AfterStep | None = None,
+) -> Tensor:  # fmt: skip
+    """The scaled latents of one batch of images, B Z h w; from this `noise` B Z h w in place of the seed's."""
+    device, unet = next(model.parameters()).device, model.unet.config
+    rngs = [generator(seed, "images", user, number) for user, number in images]
+
+    def draw_noise() -> Tensor:
+        shape = (unet.latent_channels, unet.sample_size, unet.sample_size)
+        return torch.stack([torch.randn(shape, generator=rng) for rng in rngs]).to(device)  # B Z h w
+
+    users = torch.tensor([user for user, _ in images], device=device)
+    denoiser = guided_to(users, model, config)
+    if config.mix_above is not None:
+        num_users = model.user_encoder.config.num_users
+        others = [another(user, num_users, generator(seed, "mix", user, number)) for user, number in images]
+        coarse = guided_to(torch.tensor(others, device=device), model, config)
+        denoiser = mixed(coarse, denoiser, config.mix_above)
+    drawn = draw_noise()
+    start = drawn if noise is None else noise.to(drawn)
+    return sample(denoiser, start, schedule, config, draw_noise, after_step)
+
+
+@torch.no_grad()
+def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Pixels (B, I, H, W) uint8, on the CPU, of scaled latents (B, Z, h, w). NotFinite where they are no numbers."""
+    # In float32: a decoder in fp16 can overflow.
+    decoded = vae.decode(latents / vae.config.scaling_factor)  # B I H W
+    if what_is_wrong(decoded, math.inf):
+        raise NotFinite("the model's images are no finite numbers, so its weights are spoilt; use an earlier model")
+    return to_uint8(decoded).cpu()
 
 
 def guided_to(users: Tensor, model: UserDenoiser, config: SamplingConfig) -> Denoiser:
@@ -89,7 +107,7 @@ def fill(folder: Path, trained: TrainedLDM, config: GenerationConfig, seed: int,
     """
     missing = on_main(lambda: [image for image, path in paths.items() if not path.exists()])
     size = config.batch_size
-    batches = [missing[start : start + size] for start in range(0, len(missing), size)][rank() :: world_size()]
+    batches = batches_of(missing, size)[rank() :: world_size()]
     flat = 0
     cut_off = not is_complete(folder)  # perhaps after its last image
     with filling(folder, paths.values()) if (missing or cut_off) and rank() == 0 else nullcontext():
