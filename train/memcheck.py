@@ -10,6 +10,7 @@ if __name__ == "__main__":
 
 import argparse
 import json
+import sys
 
 import torch
 
@@ -42,6 +43,9 @@ def main(argv: list[str] | None = None) -> None:
     config = cli.read_config(args, args.stage)
     gpu = gpu_named(args.gpu) if args.gpu is not None else None
     scenario = Scenario(config, args.stage, config.user_encoder.num_users or args.users)
+    if scenario.training.compile:
+        print("compile is true: this is the account of the run without it, which needs other memory", file=sys.stderr)
+        scenario = scenario.with_training(compile=False)
     refuse(args, scenario)
     if scenario.trains:
         scenario = scenario.of_one_process(args.ranks, scenario.micro_batch)

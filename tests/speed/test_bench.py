@@ -32,6 +32,16 @@ def test_both_sides_have_the_same_loss_from_the_same_weights(name, settings):
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_where_our_blocks_are_compiled_theirs_are_too():
+    config = tiny("ldm_training.compile=true", "vae_training.compile=true")
+    for name in ("ldm", "vae"):
+        sides = parts.stage_sides(blank_stage(Scenario(config, name, device="cpu")), diffusers_here(), "no")
+        ours, theirs = ([m for m in side.model.modules() if m._compiled_call_impl] for side in sides.values())
+        count = sum("Resnet" in type(m).__name__ for m in ours)
+        assert count == sum("Resnet" in type(m).__name__ for m in theirs) > 0
+        assert len(ours) == sum(type(m).__name__ != "Attention" or name == "vae" for m in theirs)
+
+
 def test_sides_take_turns_in_both_orders_after_a_round_to_warm_up(monkeypatch):
     monkeypatch.setattr(clock, "ROUNDS", 3)
     order = []

@@ -27,7 +27,7 @@ LENGTH = {"num_epochs", "num_steps"}
 # Keys that may change when a run is resumed: how long, how often, how the work is divided, and where things are; and
 # the learning rate, which has to be lowered when the loss is no longer finite.
 SAFE = LENGTH | {
-    "max_hours", "sample_interval", "save_interval", "keep_checkpoints", "auto_batch", "lean_activations",
+    "max_hours", "sample_interval", "save_interval", "keep_checkpoints", "auto_batch", "lean_activations", "compile",
     "gradient_checkpointing", "shard_optimizer", "ema_on_cpu", "output_dir", "dir", "vae_path", "init_from",
     "learning_rate", "fused",
 }  # fmt: skip

@@ -92,11 +92,11 @@ def time_steps(sides: dict[str, Stage], batch: Any, images: int, diffusers: Modu
 
 
 def kept(sides: dict[str, Stage], batch: Any) -> dict[str, int]:
-    """Bytes per sample that the loss keeps for its backward pass, by side."""
+    """Bytes per sample that the loss keeps for its backward pass, by side; where nothing is compiled."""
 
     def of(stage: Stage, lean: bool) -> int:
         def losses(count: int) -> Tensor:
-            with stage.learner.autocast(), Lean() if lean else nullcontext():
+            with torch.compiler.set_stance("force_eager"), stage.learner.autocast(), Lean() if lean else nullcontext():
                 return stage.losses(batch, slice(0, count))["loss"].sum()
 
         return kept_per_sample(losses)
@@ -109,7 +109,11 @@ def kept(sides: dict[str, Stage], batch: Any) -> dict[str, int]:
 def flops(stage: Stage, batch: Any, images: int) -> int:
     """Floating-point operations of products and convolutions in forward and backward pass, where all is kept."""
     learner = replace(stage.learner, lean=False)
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # which it can look into
+    with (
+        FlopCounterMode(display=False) as counter,
+        sdpa_kernel(SDPBackend.MATH),  # which it can look into, as into what is not compiled
+        torch.compiler.set_stance("force_eager"),
+    ):
         learner.accumulate(partial(stage.losses, batch), images, stage.training.batch_size)
     return counter.get_total_flops()
 

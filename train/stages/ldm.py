@@ -30,6 +30,7 @@ from train.data.images import save_picture
 from train.data.latents import LatentSource, cached_moments, require_sane_latents
 from train.data.split import Split, fingerprint, numbers_of_recordings
 from train.data.store import Rows
+from train.engine.compiling import compile_blocks
 from train.engine.log import METRICS, read_lines
 from train.engine.micro_batch import MicroBatch
 from train.engine.stage import VALIDATION_IMAGES, Stage
@@ -96,6 +97,8 @@ class LDMStage(Stage):
             self.beginning = None
         self.model.to(device)
         set_checkpointing(self.model, self.training.gradient_checkpointing)
+        if self.training.compile and device.type != "meta":  # where the account of memory looks at the plain model
+            compile_blocks(self.model, device)
         parameters, training = self.model.trained_parameters(), self.training
         self.learner = make_learner(
             parameters, training.optimizer, training.shard_optimizer, device, precision, training.lean_activations

@@ -22,6 +22,7 @@ from train.data.dataset import UserImages, draw_flips, evenly, load_images
 from train.data.images import save_picture, to_float, to_uint8
 from train.data.latents import measure_scaling
 from train.data.split import fingerprint
+from train.engine.compiling import compile_blocks
 from train.engine.micro_batch import MicroBatch
 from train.engine.stage import VALIDATION_IMAGES, Stage
 from train.engine.step import Learner, make_learner
@@ -73,6 +74,8 @@ class VAEStage(Stage):
         config, self.device = self.config, device
         self.model.to(device)
         set_checkpointing(self.model, self.training.gradient_checkpointing)
+        if self.training.compile and device.type != "meta":  # where the account of memory looks at the plain model
+            compile_blocks(self.model, device)
         loss, optim, lean = config.vae_loss, self.training.optimizer, self.training.lean_activations
         if self.vgg16:
             self.vgg16.to(device)
