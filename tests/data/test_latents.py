@@ -90,7 +90,7 @@ def test_scaled_latents_of_a_real_encoder_have_unit_variance(vae):
     assert statistics["values"] == latents.numel()
 
 
-@pytest.mark.parametrize(("factor", "sane"), [(1.0, True), (1.5, True), (3.0, False), (0.3, False), (1e9, False)])
+@pytest.mark.parametrize(("factor", "sane"), [(1.0, True), (1.5, True), (3.0, False), (0.3, False), (1e5, False)])
 def test_latents_of_a_scale_far_from_one_are_refused(factor, sane):
     data, rows = tiny_images(), torch.arange(12)
     true = measure_scaling(tiny_vae(tiny()), data, rows, CPU)["scaling_factor"]
