@@ -181,9 +181,10 @@ def test_a_folder_killed_after_its_last_image_is_complete_the_next_time(models, 
             raise KeyboardInterrupt
         unlink(path, missing_ok)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", killed)
-        fill(tmp_path, trained, tiny().sampling, 0, paths)
+        with pytest.raises(KeyboardInterrupt):
+            fill(tmp_path, trained, tiny().sampling, 0, paths)
     with pytest.raises(UserError, match="is not complete"):
         folders.require_complete(tmp_path)
     assert fill(tmp_path, trained, tiny().sampling, 0, paths) == 1

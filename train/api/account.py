@@ -1,6 +1,5 @@
 """The account of a run's memory, without a GPU and without data."""
 
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -19,7 +18,7 @@ from train.memory.charts import charts
 from train.memory.components import Component, components
 from train.memory.fit import account_of, on_gpu
 from train.memory.gpus import GPU, gpu_named
-from train.memory.scenario import Scenario
+from train.memory.scenario import Scenario, without_compiler
 
 MOST_RANKS = 1024  # more is a typing error, and each rank would draw noise for the images of all
 USERS = 31  # where neither the config nor anybody else says how many
@@ -42,15 +41,12 @@ def memcheck(
 def scenario_of(config: Config, stage: str, users: int, ranks: int) -> Scenario:
     """The run of one of the `ranks`. BadArgument for numbers out of range."""
     require(stage in ("vae", "ldm", "sample"), f"stage {stage}: must be vae, ldm or sample", BadArgument)
-    scenario = Scenario(config, stage, config.user_encoder.num_users or users)
+    scenario = without_compiler(Scenario(config, stage, config.user_encoder.num_users or users))
     for what, count, most, error in (
         ("users", scenario.users, LARGEST, BadArgument), ("ranks", ranks, MOST_RANKS, BadArgument),
         ("batch_size x gradient_accumulation_steps =", scenario.images_per_step, LARGEST, UserError),
     ):  # fmt: skip
         require(1 <= count <= most, f"{what} {count}: must be at least 1 and at most {most}", error)
-    if scenario.training.compile:
-        print("compile is true: this is the account of the run without it, which needs other memory", file=sys.stderr)
-        scenario = scenario.with_training(compile=False)
     require(scenario.trains or ranks == 1, "ranks is of the trainings: images are sampled on one card", BadArgument)
     return scenario.of_one_process(ranks, scenario.micro_batch) if scenario.trains else scenario
 

@@ -1,5 +1,6 @@
 """Everything about a run that its memory depends on."""
 
+import sys
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -83,3 +84,10 @@ class Scenario:
     def models_only(self) -> "Scenario":
         """Cache key: equal for all runs of the same models."""
         return self.before_steps().with_training(ema_on_cpu=False)
+
+
+def without_compiler(scenario: Scenario) -> Scenario:
+    """The run with `compile` off: what compiled blocks keep is not traced. Says so where that is another run."""
+    if scenario.training.compile:
+        print("compile is true: this is the account of the run without it, which needs other memory", file=sys.stderr)
+    return scenario.with_training(compile=False)
