@@ -109,7 +109,7 @@ bench: $(TOOLS)  ## time and memory of all parts of a training beside diffusers,
 	$(PYTHON) -m train.bench --config "$(or $(MEMORY),$$CONFIG)" $(ARGS)
 
 test: $(TOOLS)  ## run the tests
-	$(PYTHON) -m pytest -q $(ARGS)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 2 $(ARGS)
 
 # torch takes ATEN_CPU_CAPABILITY's word for it: a processor without AVX-512 needs VECTORS="default avx2".
 # Threads that wait for each other sleep: on a busy machine they would spin away whole minutes.

@@ -213,6 +213,7 @@ def test_evaluate_says_whether_sifting_helps_where_that_is_sure(model, monkeypat
     assert found[0]["results"]["held_out"]["sifting"] is None
     monkeypatch.setattr(evaluate, "evaluate", lambda *_: found[0])
     for word, sure in (("helps", True), ("does harm", True), ("makes no difference", False), ("cannot be told", False)):
+        (folder / "evaluation.json").unlink()
         found[0]["results"]["held_out"]["sifting"] = {"word": word, "sentence": f"sifting {word}: who knows"}
         capsys.readouterr()
         evaluate.main(judge)

@@ -12,7 +12,7 @@ import torch
 from tests.tiny import tiny, tiny_images
 from train.base.errors import Stopped, UserError
 from train.config.schema import Config
-from train.engine.run import train_stage
+from train.engine.run import prepared
 from train.engine.stopping import WISHES
 from train.stages.vae import VAEStage
 
@@ -24,7 +24,8 @@ def config_of(folder: Path, *settings: str) -> Config:
 
 
 def run(config: Config, stage: type[VAEStage] = VAEStage, plan=None, watch=None) -> None:
-    train_stage(stage, config, plan or (lambda *_: 4), watch or (lambda *_: lambda: None))
+    with prepared(stage, config, plan or (lambda *_: 4), watch or (lambda *_: lambda: None)) as (trainer, look):
+        trainer.run(look)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

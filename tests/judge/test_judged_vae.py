@@ -9,7 +9,7 @@ import torch
 from tests.tiny import tiny, tiny_images, tiny_vae
 from train.data.dataset import UserImages
 from train.data.split import make_split
-from train.engine.run import train_stage
+from train.engine.run import prepared
 from train.judge.judged_vae import SHARE, JudgedVAEStage, TimeShare
 from train.judge.kept import by_ridge, in_halves
 from train.runs.checkpoint import load_latest
@@ -248,7 +248,8 @@ def test_a_run_ends_in_the_same_weights_with_and_without_judges(tmp_path, monkey
         folder = tmp_path / which.__name__
         settings = (f"output_dir={folder}", "num_epochs=1", "sample_interval=2")
         config = tiny(*(f"vae_training.{setting}" for setting in settings), *PATTERN)
-        train_stage(which, config, lambda *_: 4, lambda *_: lambda: None)
+        with prepared(which, config, lambda *_: 4, lambda *_: lambda: None) as (trainer, look):
+            trainer.run(look)
         states.append(load_latest(folder / "checkpoints").state)
         assert ("judge_on_real" in (folder / "metrics.jsonl").read_text()) == (which is JudgedVAEStage)
     for part in ("vae", "ema"):

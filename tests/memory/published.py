@@ -28,8 +28,8 @@ efficient attention of xformers, and latents and texts encoded beforehand. Below
 run of ours: `sd` with latents of 64x64, 77 tokens, all activations kept, no moving average, and without our VAE. AdamW
 of 8 bits is taken as a quarter of the moments' bytes. Predicted is what torch's allocator reserves, and {{context}} GB
 for the CUDA context; nobody says what the published figures are of, or whether a GB is 10^9 bytes, as it is here (with
-2^30 they would be 7% higher). A first comparison, of the bytes of tensors in units of 2^30, was off by 13 to 32%: this is a
-rough check from outside, and no more.
+2^30 they would be 7% higher). A first comparison, of the bytes of tensors in units of 2^30, was off by 13 to 32%: this
+is a rough check from outside, and no more.
 
 {{table}}
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from train.config.schema import Config
 from train.engine.log import METRICS, read_lines
-from train.engine.run import train_stage
-from train.engine.stage import Stage
+from train.engine.run import prepared
+from train.engine.trainer import Trainer
 from train.judge.judged_vae import JudgedVAEStage
 from train.memory.fit import plan_micro_batch
 from train.memory.verify import watch_memory
@@ -38,15 +38,18 @@ def train_vae(config: Config | str | PathLike[str], changes: Mapping[str, object
 
     UserError where something does not fit together, Stopped where it saves and ends before its last step.
     """
-    return _train(JudgedVAEStage, Config.of(config, changes))
+    with prepared(JudgedVAEStage, Config.of(config, changes), plan_micro_batch, watch_memory) as (trainer, look):
+        trainer.run(look)
+    return left_by(trainer)
 
 
 def train_ldm(config: Config | str | PathLike[str], changes: Mapping[str, object] | None = None) -> Trained:
     """The same of the UNet and the user encoder, on the latents of the VAE that the config names."""
-    return _train(LDMStage, Config.of(config, changes))
+    with prepared(LDMStage, Config.of(config, changes), plan_micro_batch, watch_memory) as (trainer, look):
+        trainer.run(look)
+    return left_by(trainer)
 
 
-def _train(stage: type[Stage], config: Config) -> Trained:
-    train_stage(stage, config, plan_micro_batch, watch_memory)
-    folder = Path(config.training(stage.name).output_dir)
+def left_by(trainer: Trainer) -> Trained:
+    folder = Path(trainer.training.output_dir)
     return Trained(folder, folder / NAME, read_lines(folder / METRICS))

@@ -1,6 +1,7 @@
 """A stage's run in its folder: opened, refused where something does not fit, trained to its end, exported."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -25,8 +26,14 @@ WatchMemory = Callable[[Trainer, MixedPrecision], Callable[[], None]]
 """Returns a function that looks at the memory of the training after each of its steps."""
 
 
-def train_stage(stage_class: type[Stage], config: Config, plan: PlanMicroBatch, watch: WatchMemory) -> None:
-    """Train, or go on training, in the config's output_dir. Nothing is written there before all is known to fit."""
+@contextmanager
+def prepared(
+    stage_class: type[Stage], config: Config, plan: PlanMicroBatch, watch: WatchMemory
+) -> Iterator[tuple[Trainer, Callable[[], None]]]:
+    """A new run in the config's output_dir, or the one that goes on there, and what its `Trainer.run` takes.
+
+    Nothing is written before all is known to fit. When the block ends, its steps taken, the model is exported.
+    """
     require_agreement(lambda: {"config": config.as_yaml()})
     training = config.training(stage_class.name)
     folder, device = Path(training.output_dir), pick_device()
@@ -54,7 +61,7 @@ def train_stage(stage_class: type[Stage], config: Config, plan: PlanMicroBatch, 
         on_main(begin)  # only now that nothing is refused any more
         begun = f"stopped before step {trainer.step + 1}; start again, and what was being prepared for it goes on"
         in_one_piece(stage.title, lambda: stage.begin(folder), begun)
-        trainer.run(watch(trainer, precision))
+        yield trainer, watch(trainer, precision)
         ended = f"all {trainer.total_steps} steps are saved; start again to do again what comes after them"
         with trainer.ema.averaged(stage.model) as averaged:
             print(in_one_piece(stage.title, lambda: on_main(lambda: stage.export(averaged)), ended))
