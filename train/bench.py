@@ -75,7 +75,7 @@ def measure_stage(
     found: dict,
 ) -> dict:  # fmt: skip
     """What is measured of one stage's models; adds to `steps`, `kept` and `peaks` in `found`, and returns the rest."""
-    scenario = Scenario(config, name, device=device.type)
+    scenario = Scenario(config, name, device=device.type).with_training(mixed_precision=precision)
     stage, images = blank_stage(scenario), scenario.micro_batch
     sides = parts.stage_sides(stage, diffusers, precision)
     if name == "ldm":
