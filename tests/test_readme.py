@@ -58,6 +58,11 @@ def test_the_account_of_a_preset_is_what_the_command_prints(preset, stages, caps
     assert (ROOT / "docs" / f"memory_{preset}.md").read_text(encoding="utf-8") == capsys.readouterr().out
 
 
+def test_the_first_line_about_a_t4_is_what_the_command_prints(capsys):
+    memcheck.main(["--config", str(ROOT / "configs/medium.yaml"), "--gpu", "T4"])
+    assert f'"{capsys.readouterr().out.splitlines()[0]}"' in section("What fits on 16 GB")
+
+
 def test_the_tables_of_what_fits_are_two_of_that_account():
     account = (ROOT / "docs" / "memory_medium.md").read_text(encoding="utf-8").split("\n\n")
     tables = [paragraph for paragraph in section("What fits on 16 GB").split("\n\n") if paragraph.startswith("|")]
