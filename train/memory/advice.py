@@ -29,7 +29,7 @@ def levers(scenario: Scenario) -> list[Lever]:
          "cache_latents", "nothing; faster", lambda s: s.with_latents(True)),
         (not training.optimizer.fused, "optimizer.fused", "nothing", lambda s: s.with_fused(True)),
         (not training.lean_activations,
-         "lean_activations", "8% of a step's time", lambda s: s.with_training(lean_activations=True)),
+         "lean_activations", "2 to 10% of a step's time", lambda s: s.with_training(lean_activations=True)),
         (training.mixed_precision != "fp16",
          "mixed_precision fp16", cost_of_fp16, lambda s: s.with_training(mixed_precision="fp16")),
         (training.batch_size > 1, *_accumulated(1)),
