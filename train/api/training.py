@@ -21,7 +21,7 @@ class Trained:
     """What a training has left."""
 
     folder: Path
-    """The config's output_dir, with curves.png and the pictures that were drawn on the way."""
+    """The config's output_dir, with progress.html and the pictures that were drawn on the way."""
     model: Path
     """Its final_model."""
     metrics: list[dict[str, float]]
@@ -51,5 +51,6 @@ def train_ldm(config: Config | str | PathLike[str], changes: Mapping[str, object
 
 
 def left_by(trainer: Trainer) -> Trained:
+    """What is in the folder of a run that has come to its end."""
     folder = Path(trainer.training.output_dir)
     return Trained(folder, folder / NAME, read_lines(folder / METRICS))

@@ -1,4 +1,4 @@
-"""What a run leaves to be read: `metrics.jsonl`, TensorBoard where it is installed, `curves.png`, `progress.html`."""
+"""What a run leaves to be read (`metrics.jsonl`, TensorBoard's files, `curves.png`, `progress.html`), and its speed."""
 
 import json
 import time
