@@ -14,6 +14,11 @@ def test_a_block_takes_its_own_place_and_leaves_the_rest():
     assert with_block(text, "one", "1") == text
 
 
+def test_a_block_that_has_lost_its_end_takes_nothing_with_it():
+    text = with_block("above\n", "one", "1").replace("<!-- end of one -->", "below")
+    assert {"above", "1", "2", "below"} <= set(with_block(text, "one", "2").splitlines())
+
+
 def test_the_hub_reads_the_head_and_edits_by_hand_stay(tmp_path):
     config, data = tiny(), tiny_images()
     split = make_split(data, config.data)

@@ -82,5 +82,7 @@ def with_block(text: str, name: str, content: str) -> str:
     """The text with this block in place of its block of that name, or at its end."""
     begin, end = f"<!-- {name}: written by the program, and written anew -->", f"<!-- end of {name} -->"
     before, found, rest = text.partition(begin)
-    before, after = (before, rest.partition(end)[2]) if found else (f"{text.rstrip()}\n\n", "\n")
-    return f"{before}{begin}\n{content}\n{end}{after}"
+    if not found:
+        return f"{text.rstrip()}\n\n{begin}\n{content}\n{end}\n"
+    _, ended, after = rest.partition(end)
+    return f"{before}{begin}\n{content}\n{end}{after if ended else rest}"  # without its end nothing is taken away
