@@ -6,7 +6,9 @@ first step all residual branches are silent, as in Goyal et al. 2017 (section 5.
 decoder, a chain of convolutions, is set:
 
 - Encoder: each halving of the grid turns the 2x2 patches of what it is given, its *features*, into as many of their
-  principal components as there is room for. The latents are the components of the last level, with variance 1.
+  principal components as there is room for. The latents are the components of the last level, the strong and the weak
+  ones brought halfway together: of one variance, all details would be as hard to generate as large structures, and as
+  they are, the weakest would vary less than the noise that the last steps of a sampler take away.
 - Decoder: each convolution is the one of least squares that leads back to the encoder's features of its level. It
   follows a nearest-neighbour upsampling, so that this is not without loss; the blocks learn the rest.
 
@@ -115,19 +117,19 @@ def start_encoder(encoder: Encoder, images: Tensor) -> list[Tensor]:
 
 
 def start_latents(vae: AutoencoderKL, features: Tensor, kl_weight: float) -> Tensor:
-    """Returns the latents (N, at most Z, h, w), with mean 0 and variance 1.
+    """Returns the latents (N, at most Z, h, w): principal components over the square roots of their deviations.
 
     Their posterior has the variance at which squared error, as a mean over an image, and KL divergence, over its
-    latents, have their least sum: an error of a latent is one of `deviation` in its features.
+    latents, have their least sum: an error of a latent is one of `scale` in the features.
     """
     config, encoder = vae.config, vae.encoder
     directions, mean, deviation = principal_components(features, config.latent_channels)
-    directions = directions / deviation[:, None]
-    variance = kl_weight * config.image_channels / (2 * config.latent_channels * deviation.square())
-    log_variance = variance.clamp(1e-12, 1.0).log()
+    scale = deviation.sqrt()
+    directions = directions / scale[:, None]
+    precision = 1 + 2 * config.latent_channels * scale.square() / (max(kl_weight, 1e-12) * config.image_channels)
     none = torch.zeros(config.latent_channels - len(directions), features.shape[1])
     weight = torch.cat([directions, none, torch.zeros_like(directions)])
-    bias = torch.cat([-directions @ mean, torch.zeros(len(none)), log_variance])
+    bias = torch.cat([-directions @ mean, torch.zeros(len(none)), -precision.log()])  # means and log variances
     Pairs(encoder.conv_norm_out).end(encoder.mid_block.resnets[-1], encoder.conv_out, weight, bias)
     for layer in (vae.quant_conv, vae.post_quant_conv):
         if isinstance(layer, nn.Conv2d):
