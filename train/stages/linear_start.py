@@ -20,6 +20,7 @@ Shapes: N images, F features, H W grid, Z latent channels.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +49,8 @@ class Pairs:
         count = len(weight)
         layer.weight.zero_()
         layer.bias.zero_()
-        put(layer, self.plus[:count], weight, bias)
-        put(layer, self.minus[:count], -weight, -bias)
+        put(layer, weight, bias, self.plus[:count])
+        put(layer, -weight, -bias, self.minus[:count])
 
     def end(self, block: ResnetBlock, layer: nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
         """Add the constants at the end of the last block; let the layer after norm and SiLU be linear in the features.
@@ -60,7 +61,7 @@ class Pairs:
             block.conv2.bias[channels] = constant
         self.norm.weight.fill_(CONSTANT * math.sqrt(2 / self.size))  # what the norm divides by
         rows, count = torch.arange(len(weight))[:, None], weight.shape[1]
-        put(layer, list(range(len(weight))), torch.zeros(len(weight), layer.in_channels, 1, 1), bias)
+        put(layer, torch.zeros(len(weight), layer.in_channels, 1, 1), bias)
         weight = weight.to(layer.weight)
         layer.weight[rows, self.plus[:count], 1, 1] = weight
         layer.weight[rows, self.minus[:count], 1, 1] = -weight
@@ -98,7 +99,8 @@ def start_encoder(encoder: Encoder, images: Tensor) -> list[Tensor]:
     pairs, features = Pairs(encoder.conv_norm_out), [images]
     layers = linear_layers(encoder)
     for layer in layers:
-        x, room = features[-1], len(pairs.plus) if layer is layers[-1] else layer.out_channels
+        x, last = features[-1], layer is layers[-1]
+        room = len(pairs.plus) if last else layer.out_channels
         if layer.stride == (2, 2):
             patches = F.pixel_unshuffle(x, 2)  # N 4F H/2 W/2
             directions, mean, _ = principal_components(patches, room)
@@ -109,10 +111,7 @@ def start_encoder(encoder: Encoder, images: Tensor) -> list[Tensor]:
         else:
             features[-1] = x[:, :room]
             weight, bias = copy_of(features[-1].shape[1], layer), torch.zeros(features[-1].shape[1])
-        if layer is layers[-1]:
-            pairs.begin(layer, weight, bias)
-        else:
-            put(layer, list(range(len(weight))), weight, bias)
+        (pairs.begin if last else put)(layer, weight, bias)
     return features
 
 
@@ -133,7 +132,7 @@ def start_latents(vae: AutoencoderKL, features: Tensor, kl_weight: float) -> Ten
     Pairs(encoder.conv_norm_out).end(encoder.mid_block.resnets[-1], encoder.conv_out, weight, bias)
     for layer in (vae.quant_conv, vae.post_quant_conv):
         if isinstance(layer, nn.Conv2d):
-            put(layer, list(range(layer.out_channels)), copy_of(layer.out_channels, layer), torch.zeros(()))
+            put(layer, copy_of(layer.out_channels, layer), torch.zeros(layer.out_channels))
     return F.conv2d(features, directions[:, :, None, None], -directions @ mean)
 
 
@@ -141,7 +140,8 @@ def start_decoder(decoder: Decoder, latents: Tensor, features: list[Tensor]) -> 
     pairs, x, level = Pairs(decoder.conv_norm_out), latents, len(features) - 1
     layers = linear_layers(decoder)
     for layer in layers:
-        room = len(pairs.plus) if layer is layers[-1] else layer.out_channels
+        last = layer is layers[-1]
+        room = len(pairs.plus) if last else layer.out_channels
         if layer.kernel_size == (1, 1):
             x = x[:, :room]
             weight, bias = copy_of(x.shape[1], layer), torch.zeros(x.shape[1])
@@ -150,10 +150,7 @@ def start_decoder(decoder: Decoder, latents: Tensor, features: list[Tensor]) -> 
                 x, level = F.interpolate(x, scale_factor=2, mode="nearest"), level - 1
             weight, bias = least_squares(x, features[level][:, :room])
             x = F.conv2d(x, weight, bias, padding=1)
-        if layer is layers[-1]:
-            pairs.begin(layer, weight, bias)
-        else:
-            put(layer, list(range(len(weight))), weight, bias)
+        (pairs.begin if last else put)(layer, weight, bias)
     channels = decoder.conv_out.out_channels
     pairs.end(decoder.up_blocks[-1].resnets[-1], decoder.conv_out, torch.eye(channels), torch.zeros(channels))
 
@@ -170,8 +167,9 @@ def linear_layers(half: Encoder | Decoder) -> list[nn.Conv2d]:
     return layers
 
 
-def put(layer: nn.Conv2d, rows: list[int], weight: Tensor, bias: Tensor) -> None:
-    """Let these outputs be convolutions of the first inputs (F) only, weight (rows, F, k, k)."""
+def put(layer: nn.Conv2d, weight: Tensor, bias: Tensor, rows: Sequence[int] | None = None) -> None:
+    """Let the first outputs, or those in `rows`, be convolutions of the first inputs only, weight (rows, F, k, k)."""
+    rows = list(rows or range(len(weight)))
     layer.weight[rows] = 0.0
     layer.weight[rows, : weight.shape[1]] = weight.to(layer.weight)
     layer.bias[rows] = bias.to(layer.bias)
@@ -188,8 +186,10 @@ def copy_of(count: int, layer: nn.Conv2d) -> Tensor:
 
 
 def principal_components(features: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Directions (C, F), the strongest first, mean (F,), and deviations along the directions (C,), at least 0.3%
-    of the strongest: of what does not vary, such as colours of grey images, nothing may be made much of."""
+    """Directions (C, F), the strongest first, the mean (F,), and the deviations along the directions (C,).
+
+    None is below 0.3% of the strongest: of what does not vary, such as the colours of grey images, nothing is made.
+    """
     x = features.movedim(1, -1).flatten(0, -2).double()  # NHW F
     mean = x.mean(0)
     variance, directions = torch.linalg.eigh((x - mean).T @ (x - mean) / len(x))
