@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nets.vae import AutoencoderKL
-from train.base.errors import nearest, require, some
+from train.base.errors import BadArgument, nearest, require, some
 from train.config.schema import Config
 from train.data.dataset import UserImages, decode, evenly, load_images
 from train.data.folders import scan
@@ -93,7 +93,8 @@ def collect(
     training, of_generated = labelled(data, split.training), of_users(made, names, generated)
     other = None
     if test_dir:
-        require(test_dir.is_dir(), f"--test_dir {test_dir}: no such folder; give one that holds a folder per user")
+        none = f"test_dir {test_dir}: no such folder; give one that holds a folder per user"
+        require(test_dir.is_dir(), none, BadArgument)
         found = load_images(replace(config.data, dir=str(test_dir)))
         recordings = numbers_of_recordings(found, range(len(found)), config.data)
         other = TestSet(of_users(found, names, test_dir), recordings)
@@ -132,8 +133,9 @@ def refuse_known(test: Labelled, known: Labelled, folder: Path) -> None:
     """UserError where many images of --test_dir are pixel by pixel those that classifiers are trained on."""
     seen = {image.numpy().tobytes() for image in known.images}
     count = sum(image.numpy().tobytes() in seen for image in test.images)
-    require(count <= MOST_KNOWN * len(test), f"--test_dir {folder}: {count} of {len(test)} images in it are training "
-            "images of this model or those to be judged; give recordings that nothing was trained on")
+    known = (f"test_dir {folder}: {count} of {len(test)} images in it are training images of this model or those to be "
+             "judged; give recordings that nothing was trained on")  # fmt: skip
+    require(count <= MOST_KNOWN * len(test), known, BadArgument)
 
 
 def few_enough(test: TestSet, folder: Path | str) -> TestSet:
