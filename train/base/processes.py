@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from train.base.errors import Interrupted, Stopped, UserError, out_of_memory, require
+from train.base.interruption import released
 
 T = TypeVar("T")
 
@@ -156,6 +157,28 @@ def on_main(make: Callable[[], T]) -> T:
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
+
+
+def in_each(make: Callable[[], T]) -> list[T]:
+    """Call `make` in each process, where it may be interrupted; the first returns all results, the others their own.
+
+    All raise the UserError, OSError or Interrupted of one. For pieces of long work, within `interruption.waiting`.
+    """
+    result: T | None = None
+    error: BaseException | None = None
+    try:
+        with released():
+            result = make()
+    except (UserError, OSError, Interrupted) as raised:
+        error = raised
+    for one in gather(error, _patient):
+        if one is not None:
+            raise one
+    if world_size() == 1:
+        return [result]
+    results = [result] * world_size() if rank() == 0 else None
+    dist.gather_object(result, results, group=_patient)
+    return results or [result]
 
 
 def gather(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
