@@ -115,8 +115,9 @@ def cached_moments(
 
         def begin() -> tuple[np.ndarray, range]:
             held.enter_context(store.held())
-            _, first = np.unique(keys.view(f"S{keys.itemsize}"), return_index=True)
-            lacking = np.sort(first[store.find(keys[first]) < 0])
+            lacking = np.flatnonzero(store.find(keys) < 0)
+            _, first = np.unique(keys[lacking].view(f"S{keys.itemsize}"), return_index=True)
+            lacking = lacking[np.sort(first)]
             return lacking, store.places(len(lacking), "set latents.cache_latents to false, or give another output_dir")
 
         lacking, places = on_main(begin)
