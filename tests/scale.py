@@ -24,7 +24,7 @@ AGAIN = "second", "third", "fourth"
 DIVIDED = "sd in one process", "sd in two, by FSDP2"
 BASE, SIDE = 200, 32  # small pictures, and their side in pixels
 PARTS = {
-    "large": [{"users": 31, "images": 300_000},
+    "large": [{"users": 31, "images": 300_000}, {"users": 31, "images": 300_000, "resolution": 64},
               {"users": 10_000, "images": 300_000, "resolution": 64, "cached": False}],
     "batch": [{"batch": batch} for batch in (1, 4, 16, 64)],
     "resolution": [{"resolution": side} for side in (64, 128, 256, 512)],
@@ -281,7 +281,7 @@ class Scale:
         return make_pictures(self.work / "pool", 10, 1000)
 
     def large(self, users: int, images: int, **settings) -> None:
-        name = f"{images} of {users}"
+        name = large_name(users, images, **settings)
         source = make_pictures(self.work / "pictures", 31, images)
         data = source if users == 31 else link_pictures(self.work / f"of_{users}", source, users, images)
         if f"{name}, first start" not in self.measured:
@@ -356,6 +356,10 @@ START = {
 }  # fmt: skip
 
 
+def large_name(users: int, images: int, resolution: int = 128, **settings) -> str:
+    return f"{images} of {users}, {resolution}x{resolution}"
+
+
 def limit() -> str:
     """What the system lets this process and its children have, in words."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
@@ -372,7 +376,7 @@ def record(scale: Scale) -> str:
     said = [INTRODUCTION.format(processor=platform.processor() or platform.machine(), cores=os.cpu_count())]
     rows = []
     for settings in PARTS["large"]:
-        name = "{images} of {users}".format(**settings)
+        name = large_name(**settings)
         later = [measured[what] for again in AGAIN if (what := f"{name}, {again} start") in measured]
         if later:
             first, last, small = measured[f"{name}, first start"], later[-1], measured.get(f"{name}, small")
