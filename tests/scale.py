@@ -413,7 +413,7 @@ def record(scale: Scale) -> str:
         said.append(FSDP.format(**figures, gradient=two["gradient"], step=two["step"]))
     lacking = [f"a start with {size:,} images" for size in sizes if size not in found]
     lacking += ["anything on a GPU", "the VAE's own encoder on so many images", "pictures that are large on the disk",
-                "a judgement of so many images, which has all of them in memory"]  # fmt: skip
+                "a judgement of so many images, which has all of them in memory (it says beforehand how much that is)"]
     said.append(f"## Not measured\n\n{'; '.join(lacking)}.")
     return "\n\n".join([*said, ON_PAPER])
 
@@ -435,10 +435,9 @@ To decode one, from a JPEG file of 32x32 pixels to 128x128, and to store it take
 In the store it has 48 KiB, and its latents 32 KiB (300,000: 13.7 and 9.2 GiB).
 
 To the first step is from the start of the process to the moment at which the first batch is drawn, with the reading of
-the checkpoint and the building of the models; at the first start, with the stand-ins. Of a later start's work, half is
-with the names and the states of the files. `light` has batch 4 and runs on the CPU; with 10,000 users its latents are
-not kept, but encoded in each step, by the stand-in. The small model is the demo's UNet; it trains 12 steps,
-validates, looks for copies and writes its final model.
+the checkpoint and the building of the models; at the first start, with the stand-ins. `light` has batch 4 and runs on
+the CPU; with 10,000 users its latents are not kept, but encoded in each step, by the stand-in. The small model is the
+demo's UNet; it trains 12 steps, validates, looks for copies and writes its final model.
 
 {limit}."""
 FSDP = """## `sd` in two processes, by FSDP2
