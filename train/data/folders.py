@@ -93,8 +93,7 @@ def scan(folder: str | Path) -> Scan:
         own = [name for name in inner if _has_suffix(name)]
         if own:
             files[entry] = own
-            rest += [folder / entry / name for name in set(inner) - set(own)] if len(own) < len(inner) else []
-    rest.sort(key=lambda path: (natural_key(path.parent.name), natural_key(path.name)))
+            rest += [folder / entry / name for name in inner if not _has_suffix(name)] if len(own) < len(inner) else []
     _require_good_names(folder, files)
     others = [entry for entry in folders if entry not in files]
     inside = {entry: [folder / entry / name for name in within[entry]] for entry in others}

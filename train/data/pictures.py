@@ -22,7 +22,6 @@ import numpy as np
 import PIL
 
 from train.base.errors import UserError, require
-from train.base.garbage import uncollected
 from train.base.names import expanded
 from train.base.processes import on_main, rank
 from train.base.progress import progress, say
@@ -107,8 +106,7 @@ class _Reading:
     def held(self) -> Iterator["_Reading"]:
         with self.store.held():
             self.began = time.time_ns()
-            with uncollected():
-                self.states = _states(self.files)
+            self.states = _states(self.files)
             yield self
 
     def all(self) -> Found:
