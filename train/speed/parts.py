@@ -1,6 +1,7 @@
 """What a user pays for, part by part, on both sides: a training step by phase, a guided evaluation, the VAE's work."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -109,8 +110,9 @@ def kept(sides: dict[str, Stage], batch: Any) -> dict[str, int]:
 def flops(stage: Stage, batch: Any, images: int) -> int:
     """Floating-point operations of products and convolutions in forward and backward pass, where all is kept."""
     learner = replace(stage.learner, lean=False)
+    products = {torch.ops.mkldnn._linear_pointwise: lambda x, weight, *_, **__: 2 * math.prod(x) * weight[0]}
     with (
-        FlopCounterMode(display=False) as counter,
+        FlopCounterMode(display=False, custom_mapping=products) as counter,
         sdpa_kernel(SDPBackend.MATH),  # which it can look into, as into what is not compiled
         torch.compiler.set_stance("force_eager"),
     ):
