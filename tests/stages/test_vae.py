@@ -1,5 +1,6 @@
 """What the first stage draws and loses in a step, and what it measures and writes at the end."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -25,6 +26,37 @@ def stage(*settings: str) -> VAEStage:
     made.build(CPU, "no")
     made.split = make_split(data, config.data)
     return made
+
+
+# ---- first weights
+
+ROOM = "vae.norm_groups=1"
+
+
+def test_first_weights_follow_from_images_that_train_only():
+    one, other = stage(ROOM), stage(ROOM)
+    elsewhere = torch.ones(len(other.data), dtype=torch.bool)
+    elsewhere[other.split.train] = False
+    assert elsewhere.any()
+    other.data.images[elsewhere] = 255 - other.data.images[elsewhere]
+    one.initialise(), other.initialise()
+    assert all(map(torch.equal, one.model.state_dict().values(), other.model.state_dict().values()))
+    assert not one.model.encoder.down_blocks[0].resnets[0].conv2.weight.any()  # silent, as in a linear one
+
+
+def test_a_saved_vae_keeps_its_weights():
+    made = stage(ROOM, "latents.vae_path=somewhere")
+    before = copy.deepcopy(made.model.state_dict())
+    made.initialise()
+    assert all(map(torch.equal, made.model.state_dict().values(), before.values()))
+
+
+def test_without_room_first_weights_are_random_and_it_is_said(capsys):
+    made = stage()
+    before = copy.deepcopy(made.model.state_dict())
+    made.initialise()
+    assert all(map(torch.equal, made.model.state_dict().values(), before.values()))
+    assert "begins with random weights" in capsys.readouterr().out
 
 
 # ---- a step

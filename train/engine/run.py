@@ -45,6 +45,7 @@ def prepared(
     micro_batch = MicroBatch(training, plan(stage.actual_config, stage.name, users, device))
     stage.build(device, precision)  # after the plan, which looks at a GPU that is still empty
     stage.choose_split(folder)
+    stage.initialise()
     require_disk(training, stage.model, [p for learner in stage.learners()[1:] for p in learner.parameters])
 
     with locked(folder):

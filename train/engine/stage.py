@@ -53,6 +53,9 @@ class Stage(Protocol):
     def choose_split(self, folder: Path) -> None:
         """Take the split that is saved in the run's folder, else that of the VAE it uses, else a new one."""
 
+    def initialise(self) -> None:
+        """Set the weights that a new run begins with, as far as they follow from the training images."""
+
     def begin(self, folder: Path) -> None:
         """Compute what is needed before the first step, in the run's folder."""
 

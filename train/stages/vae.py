@@ -13,7 +13,7 @@ from nets.checkpointing import set_checkpointing
 from nets.perceptual import VGG16Distance
 from nets.vae import AutoencoderKL, DiagonalGaussian
 from train.base.processes import on_main
-from train.base.progress import progress
+from train.base.progress import progress, say
 from train.base.randomness import generator
 from train.base.units import percent
 from train.config.schema import Config
@@ -32,9 +32,11 @@ from train.runs.folder import SPLIT, shared_split
 from train.runs.pictures import PICTURE_BATCH, image_grid, user_labels
 from train.stages import fidelity
 from train.stages.adversary import Adversary
+from train.stages.linear_start import has_room, start_linear
 from train.stages.vae_loss import load_vgg16, vae_losses
 
 SHOWN_IMAGES = 8
+PIXELS_TO_START = 2**20  # of the images that the first weights follow from: 64 of 128x128
 POWER = "power_below_0.125", "power_0.125_to_0.25", "power_above_0.25"  # of fidelity.BANDS, over the images' own
 FINEST, INACTIVE = POWER[-1], "inactive_latents"
 
@@ -87,6 +89,22 @@ class VAEStage(Stage):
 
     def choose_split(self, folder: Path) -> None:
         self.split = on_main(lambda: shared_split(self.data, self.config.data, folder / SPLIT))
+
+    def initialise(self) -> None:
+        config = self.model.config
+        if self.config.latents.vae_path:
+            return
+        if not has_room(config):
+            say(f"VAE: begins with random weights, and so learns more slowly: channels {list(config.channels)} in "
+                f"{config.norm_groups} norm_groups leave no room to begin as a linear one; that takes four to a group")
+            return
+
+        def start() -> dict[str, Tensor]:
+            few = evenly(self.split.train, max(PIXELS_TO_START // self.data.images.shape[-1] ** 2, 1))
+            start_linear(self.model, self.data.batch(few), self.config.vae_loss.kl_weight)
+            return {name: weight.cpu() for name, weight in self.model.state_dict().items()}
+
+        self.model.load_state_dict(on_main(start))
 
     # ---- one optimizer step
 
