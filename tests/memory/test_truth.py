@@ -145,8 +145,9 @@ CASES = {
     "vae-bf16": case(narrow("vae_training.mixed_precision=bf16"), "vae"),
     "vae-checkpointing": case(narrow("vae_training.gradient_checkpointing=true"), "vae"),
     "vae-adversarial": case(narrow("vae_loss.adversarial_weight=0.5"), "vae"),
-    # Not lean, or its highest moment is when the discriminator's two gradients are added up: torch does that in place,
-    # unless a dispatch mode looks on.
+    # Not lean, or its highest moment is when the discriminator's two gradients are added up. Autograd does that in
+    # place where nothing else holds the first one, and never while a dispatch mode looks on, as the trace does
+    # (can_accumulate_inplace in torch/csrc/autograd/input_buffer.cpp); and looking on, the trace itself holds it.
     "vae-long-batch": case(
         narrow("vae_loss.adversarial_weight=0.5", "vae_training.gradient_accumulation_steps=40",
                "vae_training.lean_activations=false"), "vae"
