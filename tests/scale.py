@@ -21,14 +21,16 @@ from itertools import pairwise
 from pathlib import Path
 
 AGAIN = "second", "third", "fourth"
+DIVIDED = "sd in one process", "sd in two, by FSDP2"
 BASE, SIDE = 200, 32  # small pictures, and their side in pixels
 PARTS = {
-    "large": [{"users": 31, "images": 300_000},
+    "large": [{"users": 31, "images": 300_000}, {"users": 31, "images": 300_000, "resolution": 64},
               {"users": 10_000, "images": 300_000, "resolution": 64, "cached": False}],
     "batch": [{"batch": batch} for batch in (1, 4, 16, 64)],
     "resolution": [{"resolution": side} for side in (64, 128, 256, 512)],
     "users": [{"users": users, "images": 3 * users} for users in (10, 100, 1000, 10_000)],
     "images": [{"images": images} for images in (1000, 10_000, 100_000, 1_000_000)],
+    "fsdp": [{}],
 }
 LIGHT = """base: {root}/configs/light.yaml
 data: {{dir: {data}, resolution: {resolution}}}
@@ -240,9 +242,11 @@ class Scale:
         if name not in self.measured:
             print(name, *arguments, flush=True)
             load = os.getloadavg()[0]
-            words = [sys.executable, "-m", "tests.scale", "--inner", *map(str, arguments)]
+            words = ["tests.scale", "--inner", *arguments] if name not in DIVIDED else arguments
+            run = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"] if name == DIVIDED[1] else []
             variables = os.environ | {"LDM_STORE": str(self.work / "stores"), "OMP_NUM_THREADS": "1"}
-            ended = subprocess.run(words, env=variables, stdout=subprocess.PIPE, text=True)
+            command = [sys.executable, "-m", *run, *map(str, words)]
+            ended = subprocess.run(command, env=variables, stdout=subprocess.PIPE, text=True)
             assert ended.returncode == 0, name
             self.measured[name] = json.loads(ended.stdout.splitlines()[-1]) | {"load": load}
             self.kept.write_text(json.dumps(self.measured, indent=1))
@@ -277,7 +281,7 @@ class Scale:
         return make_pictures(self.work / "pool", 10, 1000)
 
     def large(self, users: int, images: int, **settings) -> None:
-        name = f"{images} of {users}"
+        name = large_name(users, images, **settings)
         source = make_pictures(self.work / "pictures", 31, images)
         data = source if users == 31 else link_pictures(self.work / f"of_{users}", source, users, images)
         if f"{name}, first start" not in self.measured:
@@ -302,6 +306,14 @@ class Scale:
         data = link_pictures(self.work / f"index_{images}", self.pool(), 31, images)
         self.measure(f"index {images}", "index", data)
         shutil.rmtree(data)
+
+    def fsdp(self) -> None:
+        """`sd` in one process, whose results take 10 GiB of the disk, and in two."""
+        folder = self.work / "fsdp"
+        folder.mkdir(exist_ok=True)
+        for name in DIVIDED:
+            self.measure(name, "tests.fully_sharded", Path(__file__).parents[1] / "configs/sd.yaml", folder)
+        shutil.rmtree(folder)
 
 
 # ---- the record
@@ -344,6 +356,10 @@ START = {
 }  # fmt: skip
 
 
+def large_name(users: int, images: int, resolution: int = 128, **settings) -> str:
+    return f"{images} of {users}, {resolution}x{resolution}"
+
+
 def limit() -> str:
     """What the system lets this process and its children have, in words."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
@@ -360,7 +376,7 @@ def record(scale: Scale) -> str:
     said = [INTRODUCTION.format(processor=platform.processor() or platform.machine(), cores=os.cpu_count())]
     rows = []
     for settings in PARTS["large"]:
-        name = "{images} of {users}".format(**settings)
+        name = large_name(**settings)
         later = [measured[what] for again in AGAIN if (what := f"{name}, {again} start") in measured]
         if later:
             first, last, small = measured[f"{name}, first start"], later[-1], measured.get(f"{name}, small")
@@ -390,9 +406,14 @@ def record(scale: Scale) -> str:
     found = {size: measured[f"index {size}"] for size in sizes if f"index {size}" in measured}
     if found:
         said.append(f"## {CURVES['images']}\n\n{curve('images', START, found)}")
+    if DIVIDED[1] in measured:
+        one, two = (measured[name] for name in DIVIDED)
+        figures = {name: two[name] / 2**30 for name in ("whole", "layer")}
+        figures |= {"one": one["peak"] / 2**30, "two": max(two["peak"]) / 2**30, "kept": max(two["kept"]) / 2**30}
+        said.append(FSDP.format(**figures, gradient=two["gradient"], step=two["step"]))
     lacking = [f"a start with {size:,} images" for size in sizes if size not in found]
     lacking += ["anything on a GPU", "the VAE's own encoder on so many images", "pictures that are large on the disk",
-                "a judgement of so many images, which has all of them in memory"]  # fmt: skip
+                "a judgement of so many images, which has all of them in memory (it says beforehand how much that is)"]
     said.append(f"## Not measured\n\n{'; '.join(lacking)}.")
     return "\n\n".join([*said, ON_PAPER])
 
@@ -414,12 +435,20 @@ To decode one, from a JPEG file of 32x32 pixels to 128x128, and to store it take
 In the store it has 48 KiB, and its latents 32 KiB (300,000: 13.7 and 9.2 GiB).
 
 To the first step is from the start of the process to the moment at which the first batch is drawn, with the reading of
-the checkpoint and the building of the models; at the first start, with the stand-ins. Of a later start's work, half is
-with the names and the states of the files. `light` has batch 4 and runs on the CPU; with 10,000 users its latents are
-not kept, but encoded in each step, by the stand-in. The small model is the demo's UNet; it trains 12 steps,
-validates, looks for copies and writes its final model.
+the checkpoint and the building of the models; at the first start, with the stand-ins. `light` has batch 4 and runs on
+the CPU; with 10,000 users its latents are not kept, but encoded in each step, by the stand-in. The small model is the
+demo's UNet; it trains 12 steps, validates, looks for copies and writes its final model.
 
 {limit}."""
+FSDP = """## `sd` in two processes, by FSDP2
+
+`python -m tests.fully_sharded` takes one step of the UNet of `configs/sd.yaml` (two latents of 4x16x16, fp32, AdamW)
+in one process, and in two that divide it by torch's `fully_shard`, on the CPU with gloo. The gradients differ by
+{gradient:.1e} of their length, the change of the weights by {step:.1e} of its own: AdamW's first step makes as much of
+a gradient that is rounding as of any other. Each of the two keeps {kept:.2f} of the {whole:.2f} GiB of weights, and as
+much of gradients and of both moments; the largest layer, which is whole while it computes, has {layer:.2f} GiB. At its
+peak the process alone had {one:.1f} GiB to itself, and the larger of the two {two:.1f}. In the suite, a UNet with the
+same levels has the gradients of one process to 1e-12 in float64 (tests/engine/test_fully_sharded.py)."""
 CURVES = {
     "batch": "A step by its batch", "resolution": "A step by the side of its pictures (2 is as their pixels)",
     "users": "A step by the number of users", "images": "A start by the number of images",
@@ -440,7 +469,7 @@ def main() -> None:
     args = parser.parse_args()
     scale = Scale(args.work.absolute())
     for part in args.parts:
-        measure = {"large": scale.large, "images": scale.indexed}.get(part, scale.grown)
+        measure = {"large": scale.large, "images": scale.indexed, "fsdp": scale.fsdp}.get(part, scale.grown)
         for settings in PARTS[part]:
             measure(**settings)
     args.record.write_text(record(scale).rstrip() + "\n", encoding="utf-8")

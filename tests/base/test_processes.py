@@ -114,8 +114,8 @@ def test_processes_that_do_not_find_each_other_end_in_a_sentence(torchrun, name,
         pass
 
 
-# What two processes say that join twice. First they train, while the first is long at an errand; then one of them is
-# long in a step.
+# What two processes say that join three times. First they train, while the first is long at an errand; then they are
+# stopped; then one of them is long in a step.
 PAIR = """
 import os, sys, time
 from datetime import timedelta
@@ -126,9 +126,10 @@ def threads():
     return len(os.listdir("/proc/self/task")) if sys.platform == "linux" else 0
 
 processes.STEP = timedelta(seconds=2)
-number, *ports = sys.argv[1:]
+number, port = sys.argv[1:]
 os.environ["RANK"] = os.environ["LOCAL_RANK"] = number
-os.environ["MASTER_PORT"] = ports[0]
+os.environ["MASTER_PORT"] = port
+processes._meet()  # which lasts as long as the process
 before = threads()
 with processes.joined():
     weight = torch.nn.Parameter(torch.ones(1))
@@ -137,9 +138,16 @@ with processes.joined():
     processes.wait_for_all()
     processes.gather(0)
     processes.on_main(lambda: time.sleep(3))
+    inner = processes.on_main(lambda: processes.on_main(lambda: "within"))
     within = threads()
-os.write(1, f"{before} {within} {threads()} ".encode())
-os.environ["MASTER_PORT"] = ports[1]
+    with processes.joined():
+        inner += str(processes.gather(int(number)))
+try:
+    with processes.joined():
+        raise processes.Stopped("later", 75)
+except processes.Stopped as stopped:
+    inner += str(stopped)
+os.write(1, f"{before} {within} {threads()} {inner.replace(' ', '')} ".encode())
 try:
     with processes.joined():
         time.sleep(4 * int(number))
@@ -151,10 +159,10 @@ except (processes.UserError, SystemExit) as error:
 
 @pytest.fixture(scope="module")
 def pair() -> list[str]:
-    ports = free_port(), free_port()
+    port = free_port()
     environment = os.environ | TORCHRUN | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     both = [
-        subprocess.Popen([sys.executable, "-c", PAIR, str(number), *ports], stdout=subprocess.PIPE, env=environment)
+        subprocess.Popen([sys.executable, "-c", PAIR, str(number), port], stdout=subprocess.PIPE, env=environment)
         for number in range(2)
     ]
     return [process.communicate(timeout=300)[0].decode() for process in both]
@@ -166,6 +174,10 @@ def test_no_thread_of_the_group_outlives_it(pair):
     for said in pair:
         before, within, after = map(int, said.split()[:3])
         assert within > before == after
+
+
+def test_processes_join_again_and_errands_and_groups_may_be_nested(pair):
+    assert [said.split()[3] for said in pair] == ["within[0,1]later"] * 2
 
 
 def test_a_process_waits_for_an_errand_but_not_for_ever_for_a_step(pair):

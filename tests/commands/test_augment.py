@@ -15,7 +15,7 @@ from tests.test_readme import python_of
 from tests.tiny import PATH, USERS, make_images
 from train import augment, evaluate, ldm, sample, vae
 from train.base.errors import UserError
-from train.judge import purpose
+from train.judge import evaluation, purpose
 from train.judge.augmented import Judge, Seen
 from train.stages import generate
 
@@ -207,11 +207,11 @@ def test_evaluate_says_whether_sifting_helps_where_that_is_sure(model, monkeypat
     folder = run(model)
     judge = ["--model", str(model), "--images", str(folder), "--quick"]
     found = []
-    evaluation = evaluate.evaluate
-    monkeypatch.setattr(evaluate, "evaluate", lambda *given: found.append(evaluation(*given)) or found[0])
+    judge_all = evaluation.evaluate
+    monkeypatch.setattr(evaluation, "evaluate", lambda *given: found.append(judge_all(*given)) or found[0])
     evaluate.main(judge)
     assert found[0]["results"]["held_out"]["sifting"] is None
-    monkeypatch.setattr(evaluate, "evaluate", lambda *_: found[0])
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_: found[0])
     for word, sure in (("helps", True), ("does harm", True), ("makes no difference", False), ("cannot be told", False)):
         (folder / "evaluation.json").unlink()
         found[0]["results"]["held_out"]["sifting"] = {"word": word, "sentence": f"sifting {word}: who knows"}

@@ -680,7 +680,7 @@ LINES = {
     f"{AUGMENT} --output_dir tiny.yaml/new": "tiny.yaml/new/augmented.json: cannot be written (Not a directory)",
     f"{AUGMENT} --data_dir l": "l: ...",
     "memcheck --config tiny.yaml --stage train": "argument --stage: invalid choice: 'train' (choose from ...",
-    "memcheck --config tiny.yaml --gpu T44": "--gpu T44: not a known card (did you mean T4?): P100, T4, ...",
+    "memcheck --config tiny.yaml --gpu T44": "--gpu T44: not a known card (did you mean T4?): T4, P100, ...",
     "memcheck --config tiny.yaml --users 0": "--users 0: must be at least 1 and at most 65536",
     "memcheck --config tiny.yaml --pictures tiny.yaml/new": "tiny.yaml/new: Not a directory",
     "simulate": "the following arguments are required: --output_dir/--output-dir",

@@ -23,6 +23,7 @@ from train.base.errors import Stopped, UserError
 from train.config.load import dump_yaml
 from train.config.schema import Config
 from train.engine import run, trainer
+from train.judge import evaluation
 from train.runs import model_folder
 from train.runs.checkpoint import load_latest, save_checkpoint
 from train.runs.folder import locked
@@ -394,9 +395,9 @@ def test_judges_are_asked_again_only_where_something_has_changed(runs, tmp_path,
     shutil.copytree(runs / "l/final_model", tmp_path / "l/final_model")
     made = make_images(tmp_path / "made", 2)
     line = ["--model", str(tmp_path / "l/final_model"), "--images", str(made), "--quick"]
-    asked, real = [], evaluate.evaluate
+    asked, real = [], evaluation.evaluate
     judge = cache(lambda: real(*asked[0]))
-    monkeypatch.setattr(evaluate, "evaluate", lambda *args: asked.append(args) or judge())
+    monkeypatch.setattr(evaluation, "evaluate", lambda *args: asked.append(args) or judge())
     evaluate.main(line)
     said, left = capsys.readouterr().out.splitlines(), contents(tmp_path / "l/evaluations")
     evaluate.main(line)

@@ -13,7 +13,7 @@ from train.base.names import located
 from train.config.sections import DataConfig
 from train.data import folders
 from train.data.dataset import draw_flips, evenly, load_images
-from train.data.folders import RESERVED, natural_key, scan
+from train.data.folders import RESERVED, in_natural_order, natural_key, scan
 from train.data.images import to_uint8
 from train.data.split import fingerprint, load_split, make_split, save_split
 from train.runs import augmented, generated
@@ -47,6 +47,11 @@ def test_names_sort_as_a_person_counts():
     assert sorted(names, key=natural_key) == expected
 
 
+@pytest.mark.parametrize("names", [["r02_1", "r10_0", "r02_0"], ["r2", "r10", "r1"], ["a1", "B1", "a01"], ["é2", "é1"]])
+def test_names_that_differ_in_digits_alone_sort_likewise(names):
+    assert in_natural_order(names) == sorted(names, key=natural_key)
+
+
 def test_users_are_folders_of_images_both_in_natural_order(tmp_path):
     for name in ("ID10/b10.PNG", "ID10/b9.jpg", "ID2/x.tif", "a b/1.png", "走る 🚶‍♀️/1.gif", ".x/1.png"):
         save(tmp_path / name)
@@ -55,7 +60,7 @@ def test_users_are_folders_of_images_both_in_natural_order(tmp_path):
     save(tmp_path / "overview.png")
     found = scan(tmp_path)
     assert found.users == ["a b", "ID2", "ID10", "走る 🚶‍♀️"]
-    assert [path.name for own in found.files for path in own] == ["1.png", "x.tif", "b9.jpg", "b10.PNG", "1.gif"]
+    assert [name for own in found.files for name in own] == ["1.png", "x.tif", "b9.jpg", "b10.PNG", "1.gif"]
 
 
 def test_a_linked_user_is_a_user(tmp_path):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sys
 import threading
 
 import numpy as np
@@ -112,6 +113,18 @@ def test_of_two_records_with_one_key_the_last_one_holds(tmp_path):
         put(store, 2, at, numbers(9))
     assert contents(store)[:, 0, 0].tolist() == [0, 1, 9, 3, 4]
     assert len(store.records) == 6
+
+
+def test_keys_of_one_first_half_are_told_apart(tmp_path, monkeypatch):
+    halves = [digest(bytes([i]))[:8] for i in range(3)]
+    keys = [halves[0] + halves[at] for at in (0, 1, 2)] + [halves[1] + bytes(8), halves[0] + halves[1]]
+    monkeypatch.setattr(sys.modules[__name__], "KEYS", np.array(keys, "V16"))
+    store = Store(tmp_path, (2, 3), np.int32, [("of", "<i8")])
+    with store.held():
+        for i in range(5):
+            put(store, i, i, numbers(i))
+    asked = [*keys[:4], halves[0] + bytes(8), halves[2] + bytes(8)]
+    assert store.find(np.array(asked, "V16")).tolist() == [0, 4, 2, 3, -1, -1]
 
 
 def test_who_reads_is_not_disturbed_by_who_adds_or_begins_anew(tmp_path):

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -16,19 +17,22 @@ from torch.profiler import record_function
 
 from tests.engine.problem import Taken, latent_stage, take_step
 from tests.float64 import float64
-from tests.tiny import PATH, tiny
+from tests.tiny import PATH, tiny, tiny_images, tiny_vae
 from train import ldm, vae
 from train.base import processes
 from train.base.errors import Stopped, UserError
 from train.base.files import tensors_hash
 from train.base.randomness import batch_rows, generator
 from train.config import cli
+from train.data import latents
+from train.data.latents import cached_moments
 from train.engine import step, trainer
 from train.engine.micro_batch import MicroBatch
 from train.engine.optim import kept_here
 from train.engine.parallel import Losses
 from train.engine.precision import GradScaler
 from train.engine.step import Learner, mean_losses
+from train.engine.stopping import in_one_piece
 from train.engine.trainer import Trainer
 from train.runs.checkpoint import save_checkpoint
 
@@ -159,6 +163,30 @@ def sharding() -> dict:
     optimizer = run.learner.optimizer
     own = sum(value.numel() for state in kept_here(optimizer).values() for value in state.values() if value.dim())
     return {"own": own, "saved": optimizer.state_dict()}
+
+
+def encoded(folder: Path, stopped_in: int | None = None) -> dict:
+    """Latents of 20 images in batches of 4 or less; with `stopped_in`, the first process is asked to stop while the
+    second is at the batch of this number. How many images this process encoded, and what was said.
+    """
+    config, data, counts = tiny(), tiny_images(20), []
+    vae = tiny_vae(config)
+    whole = vae.encode
+
+    def encode(x: torch.Tensor):
+        counts.append(len(x))
+        if len(counts) == stopped_in and processes.rank() == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return whole(x)
+
+    vae.encode = encode
+    begun, said = partial(cached_moments, vae, data, torch.arange(20), folder, torch.device("cpu")), ""
+    with mock.patch.object(latents, "MOST_ENCODED", 4):
+        try:
+            moments = in_one_piece("LDM", begun, "goes on")[:]
+        except Stopped as stopped:
+            said, moments = str(stopped), None
+    return {"encoded": sum(counts), "moments": moments, "said": said}
 
 
 def refusal() -> str:
@@ -307,6 +335,7 @@ def all_laws(folder: Path) -> None:
         "order": order(),
         "overflow": [overflow(row) for row in (0, 6)],
         "sharding": sharding(),
+        "encoded": [encoded(folder / "encoded"), encoded(folder / "interrupted", 2), encoded(folder / "interrupted")],
         "refusal": refusal(),
         "apart": apart(folder),
         "gathered": processes.gather(processes.rank()),

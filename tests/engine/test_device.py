@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from train.base.errors import UserError
-from train.engine.device import peak_memory, pick_device
+from train.engine.device import own_card, peak_memory, pick_device
 
 STATUS = Path("/proc/self/status")
 CU126 = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]
@@ -63,3 +63,10 @@ def test_without_a_gpu_the_cpu_is_picked(monkeypatch):
 def test_the_cpus_peak_is_in_bytes():
     (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
     assert peak_memory(torch.device("cpu")) == pytest.approx(1024 * int(line.split()[1]), rel=0.05)
+
+
+@pytest.mark.parametrize(("asked", "card"), [("cuda", "cuda:1"), ("cuda:0", "cuda:0"), ("cpu", "cpu")])
+def test_a_card_without_a_number_is_the_process_own(monkeypatch, asked, card):
+    for name, value in (("TORCHELASTIC_RUN_ID", "none"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert own_card(torch.device(asked)) == torch.device(card)

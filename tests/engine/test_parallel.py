@@ -178,6 +178,22 @@ def test_a_signal_to_any_process_stops_all_after_the_same_step(runs, ranks):
     assert saved == ["step_00000000", "step_00000002"]
 
 
+# ---- latents
+
+
+def test_processes_divide_the_encoding_and_store_what_one_would(runs, ranks):
+    alone = worker.encoded(runs / "encoded_1")
+    whole, stopped, rest = zip(*(found["encoded"] for found in ranks), strict=True)
+    assert (alone["encoded"], [found["encoded"] for found in whole]) == (20, [12, 8])
+    for found in (*whole, *rest):
+        assert torch.equal(found["moments"], alone["moments"])
+    stores = [next((runs / name).glob("*/rows.raw")).read_bytes() for name in ("encoded_1", "encoded")]
+    assert stores[0] == stores[1]
+    # The signal comes in the first's second batch, so that of the first round is kept, and of the second none.
+    assert {found["said"] for found in stopped} == {"LDM: SIGTERM: goes on"}
+    assert sum(found["encoded"] for found in rest) == 20 - 8
+
+
 # ---- communication
 
 

@@ -174,7 +174,7 @@ def test_a_test_folder_without_images_or_recordings(here):
 
 def test_a_test_folder_of_what_classifiers_are_trained_on(here):
     said = refused(here, "data")
-    assert said.startswith(f"--test_dir {here}/data: 6 of 18 images in it are ")
+    assert said.startswith(f"test_dir {here}/data: 6 of 18 images in it are ")
     assert said.endswith("give recordings that nothing was trained on")
 
 

@@ -11,7 +11,7 @@ from train.memory.gpus import GPUS, gpu_named
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [("A100", "gpu A100: which of A100-40GB, A100-80GB?"), ("rtx", "gpu rtx: which of RTX3060, RTX4090?"),
-     ("", "gpu : not a known card: P100, T4,"), ("RTX4091", "not a known card (did you mean RTX4090?): P100, T4,")],
+     ("", "gpu : not a known card: T4, P100,"), ("RTX4091", "not a known card (did you mean RTX4090?): T4, P100,")],
 )  # fmt: skip
 def test_a_name_that_no_gpu_or_several_have_is_refused(name, sentence):
     with pytest.raises(UserError, match=re.escape(sentence)):

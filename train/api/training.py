@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
+from train.base.processes import joined
 from train.config.schema import Config
 from train.engine.log import METRICS, read_lines
 from train.engine.run import prepared
@@ -33,6 +34,7 @@ class Trained:
         return {name: value for line in self.metrics for name, value in line.items()}
 
 
+@joined()
 def train_vae(config: Config | str | PathLike[str], changes: Mapping[str, object] | None = None) -> Trained:
     """Train the VAE of a config, or of the one in a file, with `changes` as in {"vae_training.num_steps": 100}.
 
@@ -43,6 +45,7 @@ def train_vae(config: Config | str | PathLike[str], changes: Mapping[str, object
     return left_by(trainer)
 
 
+@joined()
 def train_ldm(config: Config | str | PathLike[str], changes: Mapping[str, object] | None = None) -> Trained:
     """The same of the UNet and the user encoder, on the latents of the VAE that the config names."""
     with prepared(LDMStage, Config.of(config, changes), plan_micro_batch, watch_memory) as (trainer, look):

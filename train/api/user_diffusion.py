@@ -26,7 +26,7 @@ from nets.unet import UNet2DConditionModel
 from nets.vae import AutoencoderKL
 from train.base.errors import BadArgument, nearest, require, some
 from train.base.names import composed, path_of
-from train.base.processes import on_main, require_agreement
+from train.base.processes import joined, on_main, require_agreement
 from train.base.progress import progress
 from train.config.schema import Config
 from train.data.images import save_picture, to_picture
@@ -71,8 +71,9 @@ class Written:
 
 
 class UserDiffusion:
-    def __init__(self, folder: Path, config: Config, trained: TrainedLDM):
-        self.folder, self.config, self.trained = folder, config, trained
+    def __init__(self, folder: Path, config: Config, trained: TrainedLDM, names_guidance: bool = False):
+        """`names_guidance`: that of the config is asked for, and none is chosen in its place."""
+        self.folder, self.config, self.trained, self.names_guidance = folder, config, trained, names_guidance
 
     @classmethod
     def load(
@@ -86,7 +87,9 @@ class UserDiffusion:
         folder = path_of(folder)
         trained_users(folder)  # where there is no model, this says so
         config = Config.of(config or config_path(folder), changes)
-        return cls(folder, config, load_ldm(folder, config))
+        section = (changes or {}).get("sampling")
+        named = "sampling.guidance" in (changes or {}) or (isinstance(section, Mapping) and "guidance" in section)
+        return cls(folder, config, load_ldm(folder, config), named)
 
     def to(self, device: str | torch.device) -> "UserDiffusion":
         """The same model, moved to a device. UserError where that cannot be used."""
@@ -162,6 +165,7 @@ class UserDiffusion:
         batches = latents.to(device).split(self.config.sampling.batch_size)
         return shown(torch.cat([generate.decode(self.vae, batch) for batch in batches]), kind)
 
+    @joined()
     def write(
         self, users: str | Sequence[str] | None = None, per_user: int = IMAGES, seed: int = SEED,
         steps: int | None = None, guidance: float | None = None, *, purpose: Purpose = "look",
@@ -169,8 +173,8 @@ class UserDiffusion:
     ) -> Written:  # fmt: skip
         """Write the images of `sample` as USER/generated_000.png, ..., where they are not there yet, and grid.png.
 
-        `folder` is by default one in generated/ beside the model that is named after settings and seed. UserError where
-        it holds anything but images of the same settings.
+        `folder` is by default one in generated/ beside the model that is named after settings and seed. Several
+        processes divide the images. UserError where it holds anything but images of the same settings.
         """
         wanted, seed = self.images_of(users, per_user), whole("seed", seed, 0)
         config = self.config_with(steps, guidance, purpose, sampling)
@@ -208,16 +212,18 @@ class UserDiffusion:
         return [(places[name], number) for name in dict.fromkeys(names) for number in range(per_user)]
 
     def config_with(
-        self, steps: int | None, guidance: float | None, purpose: Purpose, sampling: Mapping[str, object]
-    ) -> Config:
+        self, steps: int | None, guidance: float | None, purpose: Purpose, sampling: Mapping[str, object],
+        choose: bool = True,
+    ) -> Config:  # fmt: skip
+        """The model's config with these; without `choose`, what serves a classifier only where that is known."""
         given = {"steps": steps, "guidance": guidance}
         changes = {key: value for key, value in given.items() if value is not None} | dict(sampling)
         config = Config.of(self.config, {f"sampling.{key}": value for key, value in changes.items()})
         require_steps(self.folder, config, self.schedule)
         kinds = get_args(Purpose)
         require(purpose in kinds, f"purpose {purpose!r}: must be one of {', '.join(kinds)}", BadArgument)
-        if purpose == "augment" and guidance is None:
-            return for_a_classifier(self.folder, config, self.trained)
+        if purpose == "augment" and guidance is None and not self.names_guidance:
+            return for_a_classifier(self.folder, config, self.trained, choose)
         return config
 
     def noise_of(

@@ -10,13 +10,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
-from itertools import zip_longest
+from functools import cache
+from itertools import count, zip_longest
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
-from train.base.errors import Interrupted, UserError, out_of_memory, require
+from train.base.errors import Interrupted, Stopped, UserError, out_of_memory, require
+from train.base.interruption import released
 
 T = TypeVar("T")
 
@@ -28,6 +30,7 @@ MEETING_ERRORS = (RuntimeError, LookupError, ValueError, TypeError, OverflowErro
 
 _patient: dist.ProcessGroup | None = None  # the processes once more, with the patience for an errand
 _leaves_others_out = False  # see `leaving_others_out`
+_groups = count(1)  # in a Python program one after another, of which none may read what another has left
 
 
 def rank() -> int:
@@ -53,18 +56,23 @@ def leaving_others_out() -> Iterator[None]:
 def joined() -> Iterator[None]:
     """While entered, this process belongs to the process group of torchrun, if there is one; only the first prints.
 
+    A command is within one from beginning to end, and in a Python program each function of train.api that all of the
+    processes have to call; where one is entered already, that stays.
+
     A UserError, OSError or full memory, of one process or of all, is raised in one of them only; the others exit with
     status 2. UserError where there are more processes than GPUs, where torchrun's variables are not all there, and
     where another process no longer answers.
     """
     global _patient
-    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("WORLD_SIZE") == "1":
+    alone = "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("WORLD_SIZE") == "1"
+    if alone or _patient is not None:
         yield
         return
     # Functions of this module keep the group that there is when it is imported, which optimizers do; the threads of a
     # group that is kept do not end with it, and may abort the process while Python shuts down.
     importlib.import_module("torch.distributed.nn.functional")
-    store, number, size = _meet()
+    common, number, size = _meet()
+    store, stopped = dist.PrefixStore(f"group {next(_groups)}", common), None
     try:
         backend = "gloo"
         if torch.cuda.is_available():
@@ -77,7 +85,10 @@ def joined() -> Iterator[None]:
             if number:
                 quiet.enter_context(redirect_stdout(nowhere))
                 quiet.enter_context(redirect_stderr(nowhere))
-            yield
+            try:
+                yield
+            except Stopped as error:  # of all processes, after the same step
+                stopped = error
         wait_for_all()  # torchrun ends all as soon as one has exited with a status other than 0
     except (UserError, OSError, RuntimeError, MemoryError) as error:
         full = out_of_memory(error)
@@ -92,8 +103,11 @@ def joined() -> Iterator[None]:
     finally:
         _patient = None
     dist.destroy_process_group()
+    if stopped:
+        raise stopped
 
 
+@cache  # it stays open: who came to the next group would find the last one's, which is about to close
 def _meet() -> tuple[dist.Store, int, int]:
     """What the processes have in common, the number of this one and how many there are; UserError if that fails."""
     for name in NUMBERS:
@@ -126,19 +140,45 @@ def _first_line(error: Exception) -> str:
 
 
 def on_main(make: Callable[[], T]) -> T:
-    """Call `make` in the first process only; all return its result, or raise its UserError, OSError or Interrupted."""
+    """Call `make` in the first process only, as if there were no others, since these wait here.
+
+    All return its result, or raise its UserError, OSError or Interrupted.
+    """
     if world_size() == 1:
         return make()
     outcome: list = [None, None]  # a result or an error
     if rank() == 0:
         try:
-            outcome[0] = make()
+            with leaving_others_out():
+                outcome[0] = make()
         except (UserError, OSError, Interrupted) as error:
             outcome[1] = error
     dist.broadcast_object_list(outcome, group=_patient)
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
+
+
+def in_each(make: Callable[[], T]) -> list[T]:
+    """Call `make` in each process, where it may be interrupted; the first returns all results, the others their own.
+
+    All raise the UserError, OSError or Interrupted of one. For pieces of long work, within `interruption.waiting`.
+    """
+    result: T | None = None
+    error: BaseException | None = None
+    try:
+        with released():
+            result = make()
+    except (UserError, OSError, Interrupted) as raised:
+        error = raised
+    for one in gather(error, _patient):
+        if one is not None:
+            raise one
+    if world_size() == 1:
+        return [result]
+    results = [result] * world_size() if rank() == 0 else None
+    dist.gather_object(result, results, group=_patient)
+    return results or [result]
 
 
 def gather(value: T, group: dist.ProcessGroup | None = None) -> list[T]:

@@ -5,7 +5,6 @@
 
 import sys
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -75,20 +74,21 @@ def decode(found: Scan, config: DataConfig) -> UserImages:
 
 
 def _read(found: Scan, config: DataConfig) -> tuple[UserImages, Found]:
-    files, users = list(chain(*found.files)), [user for user, own in enumerate(found.files) for _ in own]
-    names = [f"{found.users[user]}/{composed(path.name)}" for user, path in zip(users, files, strict=True)]
-    read = read_pictures(Path(config.dir), files, names, config)
-    unreadable, part = read.unreadable, f"{len(read.unreadable)} of {len(files)} images"
-    require(len(unreadable) <= max(MAX_UNREADABLE * len(files), 1), f"{config.dir}: {part} cannot be read, more than "
+    names = [f"{user}/{composed(name)}" for user, own in zip(found.users, found.files, strict=True) for name in own]
+    users = np.repeat(np.arange(len(found.users)), [len(own) for own in found.files])
+    read = read_pictures(Path(config.dir), found.paths, names, config)
+    unreadable, part = read.unreadable, f"{len(read.unreadable)} of {len(names)} images"
+    require(len(unreadable) <= max(MAX_UNREADABLE * len(names), 1), f"{config.dir}: {part} cannot be read, more than "
             f"{MAX_UNREADABLE:.0%}; repair or remove them: {some(unreadable)}")
-    user_index = [users[row] for row in read.files]
-    seen = set(user_index)
+    user_index = users[read.files]
+    seen = set(user_index.tolist())
     without = [name for user, name in enumerate(found.users) if user not in seen]
     require(not without, f"{config.dir}: no image of {some(without)} can be read; repair or remove them: "
             f"{some(unreadable)}")
     if unreadable:
         print("\n  ".join([f"{config.dir}: left out {part}", *unreadable]), file=sys.stderr)
-    return UserImages(read.images, torch.tensor(user_index), found.users, [names[row] for row in read.files]), read
+        names = [names[row] for row in read.files]
+    return UserImages(read.images, torch.from_numpy(user_index), found.users, names), read
 
 
 def evenly(rows: Tensor, count: int) -> Tensor:

@@ -5,7 +5,6 @@
     data/ID2/...
 """
 
-import itertools
 import os
 import re
 from collections import Counter
@@ -34,6 +33,7 @@ OTHER = (*SUFFIXES, ".avif", ".dcm", ".dng", ".eps", ".exr", ".heic", ".heif", "
          ".pdf", ".pfm", ".psd", ".raw", ".svg", ".tga")  # fmt: skip
 """Of files that may well be somebody's pictures, whether they are read here or not."""
 DIGITS = re.compile("([0-9]+)")
+ALL_ZEROS = str.maketrans("123456789", "0" * 9)
 
 
 def natural_key(name: str) -> tuple:
@@ -46,11 +46,19 @@ def natural_key(name: str) -> tuple:
 
 @dataclass(frozen=True)
 class Scan:
-    """What a data folder holds."""
+    """What a data folder holds. Text, and no Path of each file: of 300,000 those alone take seconds."""
 
+    folder: str
     users: list[str]  # names, in natural order
-    files: list[list[Path]]  # the images of each user, in natural order too
+    places: list[str]  # the names of their folders, as the disk has them
+    files: list[list[str]]  # the names of each user's images, as the disk has them, in natural order too
     unused: dict[str, list[str]]  # names of what is not used, by what it is
+
+    @property
+    def paths(self) -> list[str]:
+        """Where all the images are, user by user."""
+        return [f"{self.folder}/{place}/{name}" for place, own in zip(self.places, self.files, strict=True)
+                for name in own]  # fmt: skip
 
     @property
     def left_out(self) -> str:
@@ -76,22 +84,23 @@ def scan(folder: str | Path) -> Scan:
     require_complete(folder)
     entries = _visible(folder)
     for entry in entries:  # otherwise a user would be missing without any notice
-        lost = entry.is_symlink() and not os.path.exists(entry)
-        require(not lost, f"{entry}: is a link to nowhere; repair or remove it")
-    folders = [entry for entry in entries if os.path.isdir(entry)]
-    within = {entry: [] if entry.name.casefold() in NO_USERS else _visible(entry) for entry in folders}
+        lost = os.path.islink(folder / entry) and not os.path.exists(folder / entry)
+        require(not lost, f"{folder / entry}: is a link to nowhere; repair or remove it")
+    folders = [entry for entry in entries if os.path.isdir(folder / entry)]
+    within = {entry: [] if entry.casefold() in NO_USERS else _visible(folder / entry) for entry in folders}
     files, rest = {}, []
     for entry, inner in within.items():
-        own = [path for path in inner if _has_suffix(path)]
+        own = [name for name in inner if _has_suffix(name)]
         if own:
             files[entry] = own
-            rest += [path for path in inner if not _has_suffix(path)] if len(own) < len(inner) else []
+            rest += [folder / entry / name for name in inner if not _has_suffix(name)] if len(own) < len(inner) else []
     _require_good_names(folder, files)
     others = [entry for entry in folders if entry not in files]
-    elsewhere = [entry for entry in others if any(_has_suffix(path, OTHER) for path in _below(within[entry]))]
-    deeper = elsewhere and any(os.path.isdir(entry) for entry in within[elsewhere[0]])
-    instead = f"; if the users are in there, give {one_line(str(elsewhere[0]))} as data.dir" if deeper else ""
-    called = some([one_line(user.name) for user in elsewhere])
+    inside = {entry: [folder / entry / name for name in within[entry]] for entry in others}
+    elsewhere = [entry for entry in others if any(_has_suffix(path.name, OTHER) for path in _below(inside[entry]))]
+    deeper = elsewhere and any(os.path.isdir(path) for path in inside[elsewhere[0]])
+    instead = f"; if the users are in there, give {one_line(str(folder / elsewhere[0]))} as data.dir" if deeper else ""
+    called = some([one_line(user) for user in elsewhere])
     require(not elsewhere, f"{folder}: no image directly in the folder of {called}; "
             f"put images there ({' '.join(SUFFIXES)}), remove it, or give a folder of links to the others{instead}")
     require(files, f"{folder}: there is no user in it; put each user's images into a folder named after the user, "
@@ -100,42 +109,50 @@ def scan(folder: str | Path) -> Scan:
     unused = {
         ("file", "of other formats"): loose,
         ("file", "in folders within the users'"): _below(inner),
-        ("file", "beside the users' folders"): [entry for entry in entries if entry not in within],
-        ("folder", "without images"): others,
+        ("file", "beside the users' folders"): [folder / entry for entry in entries if entry not in within],
+        ("folder", "without images"): [folder / entry for entry in others],
     }
     names = {what: [one_line(path.relative_to(folder).as_posix()) for path in paths] for what, paths in unused.items()}
-    return Scan([composed(user.name) for user in files], list(files.values()), names)
+    return Scan(str(folder), [composed(user) for user in files], list(files), list(files.values()), names)
 
 
-def _require_good_names(folder: Path, files: dict[Path, list[Path]]) -> None:
+def _require_good_names(folder: Path, files: dict[str, list[str]]) -> None:
     """UserError where a name cannot be written into a text file, stands twice, or is that of a file we write."""
-    for path in [*files, *itertools.chain(*files.values())]:
-        if CONTROL.search(path.name):
-            raise UserError(f"{folder}: rename {path.name!r}; such a name cannot be written into a text file")
-    for user in files:
-        require(user.name.casefold() not in RESERVED, f"{user}: no user can be called so, since a file beside "
+    for user, own in files.items():
+        if CONTROL.search(user + "".join(own)):  # rarely, so that only then all are looked at one by one
+            bad = next(name for name in (user, *own) if CONTROL.search(name))
+            raise UserError(f"{folder}: rename {bad!r}; such a name cannot be written into a text file")
+        require(user.casefold() not in RESERVED, f"{folder / user}: no user can be called so, since a file beside "
                 "generated images is; rename the folder, or give one with a link to it under another name")
     seen: dict[str, str] = {}
     for user in files:  # the output folders of two users would be the same on Windows and macOS
-        same = seen.setdefault(composed(user.name).casefold(), user.name)
-        require(same == user.name, f"{folder}: users {same!r} and {user.name!r} differ in case only, or in how accents "
-                "are stored; rename one")
+        same = seen.setdefault(composed(user).casefold(), user)
+        require(same == user, f"{folder}: users {same!r} and {user!r} differ in case only, or in how accents are "
+                "stored; rename one")
     for user, own in files.items():
-        twice = [name for name, count in Counter(composed(path.name) for path in own).items() if count > 1]
-        require(not twice, f"{user}: has {some(twice)} twice, which differ in how accents are stored only; rename one")
+        if not "".join(own).isascii():
+            twice = [name for name, count in Counter(map(composed, own)).items() if count > 1]
+            require(not twice, f"{folder / user}: has {some(twice)} twice, which differ in how accents are stored "
+                    "only; rename one")
 
 
-def _has_suffix(path: Path, suffixes: tuple[str, ...] = SUFFIXES) -> bool:
-    return path.name.lower().endswith(suffixes)
+def _has_suffix(name: str, suffixes: tuple[str, ...] = SUFFIXES) -> bool:
+    return name.lower().endswith(suffixes)
 
 
-def _visible(folder: Path) -> list[Path]:
-    """The entries of a folder in natural order, but for hidden ones and what systems leave behind."""
+def _visible(folder: Path) -> list[str]:
+    """The names in a folder in natural order, but for hidden ones and what systems leave behind."""
     try:
-        entries = [entry for entry in folder.iterdir() if not _is_litter(entry.name)]
+        names = [name for name in os.listdir(folder) if not _is_litter(name)]
     except OSError as error:
         raise UserError(f"{folder}: cannot be listed ({error.strerror})") from None
-    return sorted(entries, key=lambda entry: natural_key(entry.name))
+    return in_natural_order(names)
+
+
+def in_natural_order(names: list[str]) -> list[str]:
+    """Sorted by `natural_key`. Where they differ in digits alone, as many in each, plain text has the same order."""
+    alike = len({name.translate(ALL_ZEROS) for name in names}) == 1
+    return sorted(names) if alike else sorted(names, key=natural_key)
 
 
 def _is_litter(name: str) -> bool:

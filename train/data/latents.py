@@ -5,7 +5,7 @@ latents, (2, Z, h, w).
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,8 @@ from torch import Tensor
 from nets.vae import AutoencoderKL
 from train.base.errors import UserError, out_of_memory, require
 from train.base.files import tensors_hash
-from train.base.processes import on_main, rank
+from train.base.interruption import waiting
+from train.base.processes import in_each, on_main, rank, world_size
 from train.base.progress import progress
 from train.base.units import GiB
 from train.data.dataset import UserImages, evenly
@@ -104,26 +105,45 @@ def cached_moments(
     """Moments of the images `rows` (R,), float32 (R, 2, Z, h, w), from a store; what it lacks is encoded first.
 
     The store's name is a hash of the VAE, except the scale of its latents; in it a picture's pixels are the key, so
-    that of other pictures only the new ones are encoded.
+    that of other pictures only the new ones are encoded. Several processes divide the batches, which are those of one
+    process; the first one writes, at once, so that encoding that is interrupted goes on.
     """
     config, shape = replace(vae.config, scaling_factor=None, sample_size=None), (2, *latent_shape(vae, data))
     name = tensors_hash(vae.state_dict().values(), repr((config, shape)))
     store, keys = Store(folder / name[:32], shape, np.float32), data.digests[rows.numpy()]
+    with ExitStack() as held, waiting():
 
-    def encode() -> None:
-        with store.held():
-            _, first = np.unique(keys.view(f"S{keys.itemsize}"), return_index=True)
-            lacking = np.sort(first[store.find(keys[first]) < 0])
-            places = store.places(len(lacking), "set latents.cache_latents to false, or give another output_dir")
-            todo = zip(lacking, places, strict=True)
-            for moments in encode_moments(vae, data, rows[lacking], device):  # a batch is kept as a whole, so that
-                batch = zip(moments.numpy(), todo, strict=False)  # those after it are the same ones once more
+        def begin() -> tuple[np.ndarray, range]:
+            held.enter_context(store.held())
+            lacking = np.flatnonzero(store.find(keys) < 0)
+            _, first = np.unique(keys[lacking].view(f"S{keys.itemsize}"), return_index=True)
+            lacking = lacking[np.sort(first)]
+            return lacking, store.places(len(lacking), "set latents.cache_latents to false, or give another output_dir")
+
+        lacking, places = on_main(begin)
+        shares = divided(len(lacking), encoding_batch(vae, data.images.shape[-1]))
+        todo = [zip(lacking[share], np.array(places)[share], strict=True) for share in shares]
+        encoded = encode_moments(vae, data, rows[lacking[shares[rank()]]], device)
+
+        def keep(found: list[Tensor | None]) -> bool:
+            """Whether there may be more."""
+            for moments, own in zip(found, todo, strict=True):
+                batch = zip(moments.numpy() if moments is not None else (), own, strict=False)
                 store.add([(keys[row].tobytes(), at, store.write(at, one), ()) for one, (row, at) in batch])
+            return any(moments is not None for moments in found)
 
-    on_main(encode)
+        while on_main(partial(keep, in_each(lambda: next(encoded, None)))):
+            pass
+        on_main(held.close)  # before the others look
     if rank():
         store.look()
     return store.rows(store.find(keys), lambda i: next(encode_moments(vae, data, rows[i : i + 1], device))[0].numpy())
+
+
+def divided(count: int, size: int) -> list[np.ndarray]:
+    """Which of so many images each process encodes: of their batches of this size, one after another."""
+    batches = np.arange(count) // size
+    return [np.flatnonzero(batches % world_size() == process) for process in range(world_size())]
 
 
 def latent_shape(vae: AutoencoderKL, data: UserImages) -> tuple[int, int, int]:

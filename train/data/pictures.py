@@ -11,6 +11,7 @@ import stat
 import sys
 import tempfile
 import time
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,6 @@ import numpy as np
 import PIL
 
 from train.base.errors import UserError, require
-from train.base.garbage import uncollected
 from train.base.names import expanded
 from train.base.processes import on_main, rank
 from train.base.progress import progress, say
@@ -38,6 +38,7 @@ MADE_OF = [("size", "<i8"), ("modified", "<i8"), ("changed", "<i8"), ("content",
 SETTLED = 2 * 10**9  # ns: the coarsest clock of a file system
 TASK = 64  # pictures
 UNKNOWN = bytes(16)  # in place of a digest
+NO_FILE = (-1, -1, -1)
 # Seconds: about what it takes to read a picture, for the file and for each of its bytes; what one process more is for.
 PER_FILE, PER_BYTE, PER_PROCESS = 4e-4, 3e-8, 2.0
 WORTH_SAYING = GiB
@@ -48,13 +49,13 @@ class Found:
     """The pictures of a folder that can be read, and why the others cannot be."""
 
     images: Rows  # uint8 (N, C, H, W)
-    files: list[int]  # N: which of the files they are
+    files: np.ndarray  # int64 (N,): which of the files they are
     darkest: np.ndarray  # uint8 (N, C), of each channel
     brightest: np.ndarray
     unreadable: list[str]
 
 
-def read_pictures(folder: Path, files: Sequence[Path], names: Sequence[str], config: DataConfig) -> Found:
+def read_pictures(folder: Path, files: Sequence[str], names: Sequence[str], config: DataConfig) -> Found:
     """Read the files in a data folder, which are called so in the data set; of several processes, the first decodes."""
     found = []
 
@@ -95,7 +96,7 @@ def _root() -> Path:
 class _Reading:
     """What is done to a store, by the process that holds it, until all that can be read of N files is in it."""
 
-    def __init__(self, folder: Path, files: Sequence[Path], names: Sequence[str], config: DataConfig):
+    def __init__(self, folder: Path, files: Sequence[str], names: Sequence[str], config: DataConfig):
         self.files, self.config = files, config
         shape = (config.channels, config.resolution, config.resolution)
         self.store = Store(place_of(folder, config), shape, np.uint8, MADE_OF)
@@ -105,8 +106,7 @@ class _Reading:
     def held(self) -> Iterator["_Reading"]:
         with self.store.held():
             self.began = time.time_ns()
-            with uncollected():
-                self.states = np.array([_state(path) for path in self.files])  # N 3
+            self.states = _states(self.files)
             yield self
 
     def all(self) -> Found:
@@ -117,10 +117,11 @@ class _Reading:
             store.begin_anew()
             at = store.find(self.keys)
             todo = self.changed(at)
-        unreadable = self.decode(todo, at)
-        rows = [i for i in range(len(self.files)) if i not in unreadable]
-        at = store.find(self.keys[rows])
-        images = store.rows(at, lambda i: read_image(self.files[rows[i]], self.config).numpy())
+        unreadable, rows = self.decode(todo, at), np.arange(len(self.files))
+        if len(todo):
+            rows = np.delete(rows, list(unreadable))
+            at = store.find(self.keys[rows])
+        images = store.rows(at, lambda i: read_image(Path(self.files[rows[i]]), self.config).numpy())
         levels = (images.records["made_of"][name][:, : self.config.channels] for name in ("darkest", "brightest"))
         return Found(images, rows, *levels, list(unreadable.values()))
 
@@ -154,7 +155,7 @@ class _Reading:
 
     def read_some(self, work: list[tuple]) -> list[tuple[int, tuple | str]]:
         """Of each file what the store adds, once its row is written, or why it cannot be read."""
-        return [(i, self.read(self.files[i], self.states[i].tolist(), place, known)) for i, place, known in work]
+        return [(i, self.read(Path(self.files[i]), self.states[i].tolist(), place, known)) for i, place, known in work]
 
     def read(self, path: Path, state: list[int], place: int, known: np.void | None) -> tuple | str:
         content = _content(path, state[0])
@@ -171,13 +172,18 @@ class _Reading:
         return place, self.store.write(place, pixels), (*origin, *levels)
 
 
-def _state(path: Path) -> tuple[int, int, int]:
-    """Size and times of a file, in ns; -1 of what is none."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return -1, -1, -1
-    return (found.st_size, found.st_mtime_ns, found.st_ctime_ns) if stat.S_ISREG(found.st_mode) else (-1, -1, -1)
+def _states(paths: Sequence[str]) -> np.ndarray:
+    """Size and times of each file, in ns; -1 of what is none: int64 (N, 3)."""
+    found = array("q")
+    for path in paths:
+        try:
+            state = os.stat(path)
+        except OSError:
+            found.extend(NO_FILE)
+            continue
+        its = (state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+        found.extend(its if stat.S_ISREG(state.st_mode) else NO_FILE)
+    return np.frombuffer(found, np.int64).reshape(-1, 3)
 
 
 def _content(path: Path, size: int) -> bytes:

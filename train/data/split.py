@@ -172,14 +172,16 @@ def load_split(path: Path, data: UserImages, config: DataConfig) -> Split:
     """A saved split, as rows of `data`. UserError unless it has the same settings and exactly these files."""
     settings, sides, gone = read_split(path)
     require_settings(path, settings, config)
-    listed, present = Counter(chain(*sides.values())), Counter(data.paths)
-    differ = sorted((listed - present) + (present - listed))
-    require(not differ, f"{path}: does not fit the images in {config.dir}: {len(differ)} were added, removed or "
-            f"listed twice, the first is {min(differ, default='')}; undo that, or train in another output_dir, where "
-            "an LDM can begin from this one with --init_from")
     rows = {name: row for row, name in enumerate(data.paths)}
-    return Split(**{side: torch.tensor(sorted(rows[name] for name in names)) for side, names in sides.items()},
-                 gone=gone)  # fmt: skip
+    found = {side: torch.tensor([rows.get(name, -1) for name in names]) for side, names in sides.items()}
+    everything = torch.cat([*found.values()]).sort().values
+    if not torch.equal(everything, torch.arange(len(data))):
+        listed, present = Counter(chain(*sides.values())), Counter(data.paths)
+        differ = sorted((listed - present) + (present - listed))
+        raise UserError(f"{path}: does not fit the images in {config.dir}: {len(differ)} were added, removed or "
+                        f"listed twice, the first is {min(differ, default='')}; undo that, or train in another "
+                        "output_dir, where an LDM can begin from this one with --init_from")  # fmt: skip
+    return Split(**{side: its.sort().values for side, its in found.items()}, gone=gone)
 
 
 def adapt_split(paths: Sequence[Path], data: UserImages, config: DataConfig, goes_on: bool = False) -> Split:

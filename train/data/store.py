@@ -128,12 +128,15 @@ class Store:
 
     def find(self, keys: np.ndarray) -> np.ndarray:
         """The record of each of the keys, V16 (N,): int64 (N,), -1 where there is none."""
-        known = np.ascontiguousarray(self.records["key"]).view(f"S{DIGEST}")  # which sorts; of equal length, so exact
-        order = np.argsort(known, kind="stable")
-        asked = np.ascontiguousarray(keys).view(f"S{DIGEST}")
-        last = np.searchsorted(known, asked, side="right", sorter=order) - 1  # of those with the same key
-        at = np.where(last >= 0, order[last], -1) if len(order) else np.full(len(asked), -1)
-        return np.where(known[at] == asked, at, -1) if len(order) else at
+        known, asked = (np.ascontiguousarray(some).view("<u8").reshape(-1, 2) for some in (self.records["key"], keys))
+        if not len(known):
+            return np.full(len(asked), -1)
+        order, last = _last_of_each(known[:, 0], asked[:, 0])  # half of a key sorts ten times as fast
+        ordered = known[order]
+        if ((ordered[1:, 0] == ordered[:-1, 0]) & (ordered[1:, 1] != ordered[:-1, 1])).any():  # once in 10^7 stores
+            order, last = _last_of_each(*(some.view(f"S{DIGEST}")[:, 0] for some in (known, asked)))
+        at = np.where(last >= 0, order[last], -1)
+        return np.where((known[at] == asked).all(1), at, -1)
 
     def begin_anew(self) -> None:
         for name in FILES:  # not cut off, since others may be reading
@@ -253,6 +256,12 @@ class Rows:
             if other:
                 self.store.replace(record)
         return numbers
+
+
+def _last_of_each(known: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The order of the known keys, and for each that is asked for the last in it that is not larger; -1: none."""
+    order = np.argsort(known, kind="stable")
+    return order, np.searchsorted(known[order], asked, side="right") - 1
 
 
 def _open(path: Path, flags: int) -> int:

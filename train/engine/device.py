@@ -1,6 +1,7 @@
 """The device that a run computes on, and the most memory that it has taken there."""
 
 import gc
+import os
 import resource
 import sys
 
@@ -33,13 +34,20 @@ def pick_device() -> torch.device:
 def device_named(name: str | torch.device) -> torch.device:
     """A device of torch that can be used here; UserError where it cannot."""
     try:
-        device = torch.device(name)
+        device = own_card(torch.device(name))
         torch.empty(1, device=device)
     except (RuntimeError, TypeError, AssertionError) as error:  # the last where torch was built without CUDA
         said = "".join(str(error).splitlines()[:1])
         raise UserError(f"device {name}: cannot be used here ({said}); cpu always can") from None
     if device.type == "cuda":
         pick_device()  # refuses a card without kernels
+    return device
+
+
+def own_card(device: torch.device) -> torch.device:
+    """Of "cuda", which says not which: in each of torchrun's processes another one."""
+    if device == torch.device("cuda") and "TORCHELASTIC_RUN_ID" in os.environ:
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return device
 
 

@@ -9,6 +9,7 @@ from types import FrameType
 from typing import TypeVar
 
 from train.base.errors import Interrupted, Stopped
+from train.base.interruption import interrupt
 from train.base.processes import gather, rank
 
 T = TypeVar("T")
@@ -50,7 +51,7 @@ class Stop:
         self.received = signal.Signals(number)
         if self.can_wait:
             self.can_wait = False
-            raise Interrupted
+            interrupt()
 
     def unless_asked(self, work: Callable[[], T]) -> T | None:
         """What `work` returns; None where a signal comes before its end, or has come before it began.

@@ -6,8 +6,11 @@ Time shift, gain, noise, and masks of time and frequency (Park et al., "SpecAugm
 import torch
 from torch import Tensor
 
+from train.data.images import to_float, to_uint8
+
 NAMES = ("time shift", "gain", "noise", "mask of time", "mask of frequency")
 GAIN, OFFSET, NOISE = 0.2, 0.1, 0.05  # greatest relative gain and offset, deviation of the noise; pixels span 2
+BATCH = 256
 MASK = 1 / 6  # greatest share of a side that is masked
 
 
@@ -30,3 +33,8 @@ def augment(x: Tensor, rng: torch.Generator) -> Tensor:
         at = torch.arange(side, device=x.device)
         x = torch.where(((at >= first) & (at < first + width)).reshape(shape), mean, x)
     return x
+
+
+def augmented(images: Tensor, rng: torch.Generator) -> Tensor:
+    """The same of uint8 images (N, C, H, W), in batches, since each number takes several times its byte on the way."""
+    return torch.cat([to_uint8(augment(to_float(batch), rng)) for batch in images.split(BATCH)])

@@ -1,6 +1,7 @@
 """What a model is judged by: real images of training and held-out recordings, generated ones, reconstructions."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,12 +9,15 @@ import torch
 from torch import Tensor
 
 from nets.vae import AutoencoderKL
-from train.base.errors import nearest, require, some
+from train.base.errors import BadArgument, nearest, require, some
 from train.config.schema import Config
 from train.data.dataset import UserImages, decode, evenly, load_images
 from train.data.folders import scan
 from train.data.split import Split, load_split, numbers_of_recordings
+from train.data.store import digest
 from train.judge.labelled import Labelled
+from train.judge.pool import at_once
+from train.judge.room import bytes_needed, say_what_it_takes
 from train.runs.augmented import generated_only
 from train.runs.final_model import split_path, trained_users
 from train.runs.generated import are_mixed
@@ -87,17 +91,21 @@ def collect(
             "only; add a second one and train again, or train without them")
     made = decode(scan(generated), replace(config.data, dir=str(generated)))  # beside reports and a picture of all
     chosen = generated_only(generated, made.paths)
+    asked = min(len(split.held_out), MOST_TESTED) + MOST_RECONSTRUCTED + (MOST_TESTED if test_dir else 0)
+    needed = bytes_needed(data.images.shape[1:], len(split.training), len(chosen), asked, at_once(device))
+    say_what_it_takes(needed, len(data) + len(chosen))
     made = replace(
         made, images=made.images[chosen], user_index=made.user_index[chosen], paths=[made.paths[row] for row in chosen]
     )
     training, of_generated = labelled(data, split.training), of_users(made, names, generated)
     other = None
     if test_dir:
-        require(test_dir.is_dir(), f"--test_dir {test_dir}: no such folder; give one that holds a folder per user")
+        none = f"test_dir {test_dir}: no such folder; give one that holds a folder per user"
+        require(test_dir.is_dir(), none, BadArgument)
         found = load_images(replace(config.data, dir=str(test_dir)))
         recordings = numbers_of_recordings(found, range(len(found)), config.data)
         other = TestSet(of_users(found, names, test_dir), recordings)
-        refuse_known(other.images, training.with_more(of_generated), test_dir)
+        refuse_known(other.images, (training, of_generated), test_dir)
         other = few_enough(other, test_dir)
     out = split.held_out
     held_out = TestSet(labelled(data, out), numbers_of_recordings(data, out.tolist(), config.data))
@@ -128,12 +136,13 @@ def real_images(model: Path, config: Config) -> tuple[UserImages, Split]:
     return data, load_split(split_path(model), data, config.data)
 
 
-def refuse_known(test: Labelled, known: Labelled, folder: Path) -> None:
+def refuse_known(test: Labelled, known: Sequence[Labelled], folder: Path) -> None:
     """UserError where many images of --test_dir are pixel by pixel those that classifiers are trained on."""
-    seen = {image.numpy().tobytes() for image in known.images}
-    count = sum(image.numpy().tobytes() in seen for image in test.images)
-    require(count <= MOST_KNOWN * len(test), f"--test_dir {folder}: {count} of {len(test)} images in it are training "
-            "images of this model or those to be judged; give recordings that nothing was trained on")
+    seen = {digest(image.numpy()) for one in known for image in one.images}
+    count = sum(digest(image.numpy()) in seen for image in test.images)
+    said = (f"test_dir {folder}: {count} of {len(test)} images in it are training images of this model or those to be "
+             "judged; give recordings that nothing was trained on")  # fmt: skip
+    require(count <= MOST_KNOWN * len(test), said, BadArgument)
 
 
 def few_enough(test: TestSet, folder: Path | str) -> TestSet:

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from train.base.progress import progress
 from train.base.randomness import generator
-from train.data.images import to_float, to_uint8
 from train.judge import network, ridge
 from train.judge.arms import REAL, Arm, training_set
-from train.judge.augment import augment
+from train.judge.augment import augmented
 from train.judge.labelled import Labelled
 from train.judge.material import Material
 from train.judge.network import Network
@@ -77,8 +76,8 @@ def run_ridge(arms: Sequence[Arm], seeds: Sequence[int], material: Material) -> 
         arm, seed = job
         training = training_set(arm, material, seed)
         if arm.augmented:
-            changed = augment(to_float(training.images), generator(seed, "judge", 1))
-            training = training.with_more(Labelled(to_uint8(changed), training.users))
+            changed = augmented(training.images, generator(seed, "judge", 1))
+            training = training.with_more(Labelled(changed, training.users))
         fitted = ridge.ridge_of(training, material.num_users, material.training)
         return {name: fitted.predict(seen[name]) for name in images_asked_about(material, arm)}
 

@@ -48,8 +48,8 @@ def gpu_here(device: torch.device) -> GPU | None:
 NOT_MEASURED = "nominal less what drivers usually keep, not measured"
 
 GPUS = (
-    GPU("P100", 15.89, (6, 0), NOT_MEASURED),
     GPU("T4", 14.56, (7, 5), "torch's message in Zheng-Chong/CatVTON issue 133"),
+    GPU("P100", 15.89, (6, 0), NOT_MEASURED),
     GPU("V100-16GB", 15.77, (7, 0), NOT_MEASURED + "; 15.78 in kchengiva/Shift-GCN issue 34"),
     GPU("V100-32GB", 31.73, (7, 0), NOT_MEASURED + "; 31.74 in liucongg/ChatGLM-Finetuning issue 73"),
     GPU("RTX3060", 11.75, (8, 6), "torch's message in Kunhao-Liu/StyleGaussian issue 12"),
