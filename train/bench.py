@@ -7,7 +7,6 @@ our own side is measured.
 import shlex
 import sys
 from dataclasses import replace
-from functools import partial
 from types import ModuleType
 
 import torch
@@ -88,7 +87,8 @@ def measure_stage(
     others = {}
     if name == "vae":
         batch = replace(batch, images=torch.rand_like(batch.images) * 2 - 1, adversary=None)
-        others["with an adversary"] = partial(adversarial, scenario, batch, images, diffusers, precision)
+        against = scenario.changed(vae_loss={"adversarial_weight": 0.5, "adversarial_start": 0})
+        others["with an adversary"] = lambda: adversarial(blank_stage(against), batch, images, diffusers, precision)
 
     found["kept"][name] = parts.kept(sides, batch) | predicted_to_keep(scenario, device)
     if device.type == "cuda":

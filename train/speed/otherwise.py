@@ -19,8 +19,6 @@ from train.config.sections import MixedPrecision
 from train.engine.compiling import compile_blocks
 from train.engine.micro_batch import MicroBatch
 from train.engine.stage import Stage
-from train.memory.models import blank_stage
-from train.memory.scenario import Scenario
 from train.speed.clock import Rounds, Stopwatch, Turn, in_turns
 from train.speed.parts import OURS, THEIRS, Passes, eager, stage_sides, step_turns, with_plain
 from train.speed.sides import compile_theirs
@@ -82,10 +80,9 @@ def counted(images: int) -> str:
 
 
 def adversarial(
-    scenario: Scenario, batch: Any, images: int, diffusers: ModuleType | None, precision: MixedPrecision
+    stage: Stage, batch: Any, images: int, diffusers: ModuleType | None, precision: MixedPrecision
 ) -> dict[str, Turn]:
-    """The VAE's step against a discriminator, the same one on both sides, and then that one's own."""
-    stage = blank_stage(scenario.changed(vae_loss={"adversarial_weight": 0.5, "adversarial_start": 0}))
+    """The VAE's step against the stage's discriminator, the same one on both sides, and then that one's own."""
     sides = stage_sides(stage, diffusers, precision)
     batch = replace(batch, images=batch.images[:images], adversary=stage.adversary)
 
