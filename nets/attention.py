@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nets.checkpointing import Checkpointed
+from nets.linear import Linear
 
 
 class Attention(nn.Module):
@@ -16,10 +17,10 @@ class Attention(nn.Module):
     def __init__(self, channels: int, context_dim: int, num_heads: int, qkv_bias: bool = False):
         super().__init__()
         self.num_heads = num_heads
-        self.to_q = nn.Linear(channels, channels, bias=qkv_bias)
-        self.to_k = nn.Linear(context_dim, channels, bias=qkv_bias)
-        self.to_v = nn.Linear(context_dim, channels, bias=qkv_bias)
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+        self.to_q = Linear(channels, channels, bias=qkv_bias)
+        self.to_k = Linear(context_dim, channels, bias=qkv_bias)
+        self.to_v = Linear(context_dim, channels, bias=qkv_bias)
+        self.to_out = nn.ModuleList([Linear(channels, channels)])
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         q, k, v = (self._split_heads(t) for t in (self.to_q(x), self.to_k(context), self.to_v(context)))
@@ -56,7 +57,7 @@ class GEGLU(nn.Module):
 
     def __init__(self, c_in: int, c_out: int):
         super().__init__()
-        self.proj = nn.Linear(c_in, 2 * c_out)
+        self.proj = Linear(c_in, 2 * c_out)
 
     def forward(self, x: Tensor) -> Tensor:
         x, gate = self.proj(x).chunk(2, dim=-1)
@@ -71,7 +72,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.net = nn.ModuleList([GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)])
+        self.net = nn.ModuleList([GEGLU(channels, 4 * channels), nn.Identity(), Linear(4 * channels, channels)])
 
     def forward(self, x: Tensor) -> Tensor:
         widen, _, narrow = self.net
@@ -115,9 +116,9 @@ class SpatialTransformer(Checkpointed):
         super().__init__()
         self.linear_projection = linear_projection
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, channels) if linear_projection else nn.Conv2d(channels, channels, 1)
+        self.proj_in = Linear(channels, channels) if linear_projection else nn.Conv2d(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, num_heads, context_dim)])
-        self.proj_out = nn.Linear(channels, channels) if linear_projection else nn.Conv2d(channels, channels, 1)
+        self.proj_out = Linear(channels, channels) if linear_projection else nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         h = self.norm(x)

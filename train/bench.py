@@ -28,6 +28,7 @@ from train.speed import parts, whole
 from train.speed.clock import in_turns
 from train.speed.document import document
 from train.speed.machine import ceiling, machine
+from train.speed.otherwise import BATCHES, adversarial, time_otherwise
 from train.speed.sides import diffusers_here
 
 
@@ -50,7 +51,7 @@ def measure(config: Config, device: torch.device, diffusers: ModuleType | None) 
     """All figures, as JSON can hold them."""
     waiting = Waiting()
     precisions = {stage: native_precision(device, config.training(stage).mixed_precision) for stage in ("ldm", "vae")}
-    found: dict = {"machine": machine(device), "steps": {}, "kept": {}, "peaks": {}}
+    found: dict = {"machine": machine(device), "steps": {}, "otherwise": {}, "kept": {}, "peaks": {}}
     todo = progress(total=5, desc="bench", unit="part")
     found["ceiling"] = ceiling(device, DTYPES[precisions["ldm"]])
     for stage, precision in precisions.items():
@@ -74,7 +75,7 @@ def measure_stage(
     config: Config, name: str, device: torch.device, precision: MixedPrecision, diffusers: ModuleType | None,
     found: dict,
 ) -> dict:  # fmt: skip
-    """What is measured of one stage's models; adds to `steps`, `kept` and `peaks` in `found`, and returns the rest."""
+    """What is measured of one stage's models; adds to what `found` has of stages, and returns the rest."""
     scenario = Scenario(config, name, device=device.type).with_training(mixed_precision=precision)
     stage, images = blank_stage(scenario), scenario.micro_batch
     sides = parts.stage_sides(stage, diffusers, precision)
@@ -82,9 +83,12 @@ def measure_stage(
         stage.use_latents(torch.rand(1, 2, *stage.source.shape))
         for side in sides.values():
             side.source = stage.source
-    batch = stage.draw(0, torch.zeros(images, dtype=torch.int64))
+    batch = stage.draw(0, torch.zeros(max(images, *BATCHES), dtype=torch.int64))
+    others = {}
     if name == "vae":
         batch = replace(batch, images=torch.rand_like(batch.images) * 2 - 1, adversary=None)
+        against = scenario.changed(vae_loss={"adversarial_weight": 0.5, "adversarial_start": 0})
+        others["with an adversary"] = lambda: adversarial(blank_stage(against), batch, images, diffusers, precision)
 
     found["kept"][name] = parts.kept(sides, batch) | predicted_to_keep(scenario, device)
     if device.type == "cuda":
@@ -94,8 +98,11 @@ def measure_stage(
     rounds = parts.time_steps(sides, batch, images, diffusers)
     found["steps"][name] = {"images": images, "precision": precision, "flops": flops, "rounds": rounds}
     if name == "ldm":
-        return {"guided": {"images": config.sampling.batch_size, "rounds": parts.time_guided(sides)}}
-    return {"vae": parts.time_vae(sides, batch.images)}
+        rest = {"guided": {"images": config.sampling.batch_size, "rounds": parts.time_guided(sides)}}
+    else:
+        rest = {"vae": parts.time_vae(sides, batch.images[:images])}
+    found["otherwise"][name] = time_otherwise(sides, batch, images, diffusers, others)
+    return rest
 
 
 def predicted_to_keep(scenario: Scenario, device: torch.device) -> dict[str, int]:

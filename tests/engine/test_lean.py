@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from nets.checkpointing import set_checkpointing
 from nets.discriminator import PatchDiscriminator
+from nets.linear import Linear
 from nets.resnet import ResnetBlock
 from nets.unet import UNet2DConditionModel, UNetConfig
 from nets.vae import AutoencoderKL, VAEConfig
@@ -137,6 +138,20 @@ def test_of_a_chain_of_cheap_functions_the_first_value_is_kept(precision):
     assert all(ref() is None for ref in dead)
     loss.backward()
     assert all(ref() is None for ref in kept)
+
+
+@pytest.mark.parametrize("positions", [3, 2])
+def test_a_linear_layer_is_made_again_where_positions_are_many(positions):
+    torch.manual_seed(0)
+    norm, layer = nn.LayerNorm(8), Linear(8, 16)
+    with Lean():
+        x = torch.randn(5, positions, 8, requires_grad=True) * 2.0
+        wide = layer(norm(x))
+        loss = wide.square().sum()
+    (ref,) = alive(wide)
+    del wide
+    assert (ref() is None) == (positions == 3)
+    loss.backward()
 
 
 def test_a_value_that_two_users_need_is_made_once(monkeypatch):

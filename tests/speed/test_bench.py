@@ -2,7 +2,10 @@
 
 import json
 import sys
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from train import bench
 from train.base.errors import UserError
 from train.memory.models import blank_stage
 from train.memory.scenario import Scenario
-from train.speed import clock, document, machine, parts, whole
+from train.speed import clock, document, machine, otherwise, parts, whole
 from train.speed.clock import Stopwatch, figure, in_turns, ratio
 from train.speed.kept import kept_per_sample
 from train.speed.sides import diffusers_here
@@ -94,6 +97,11 @@ def small(monkeypatch) -> None:
     monkeypatch.setattr(clock, "ROUNDS", 2)
     monkeypatch.setattr(machine, "SIDES", {"cpu": 64})
     monkeypatch.setattr(machine, "COPIED", 2**16)
+    monkeypatch.setattr(otherwise, "compile_blocks", no_compiler)
+
+
+def no_compiler(model, device) -> None:
+    raise UserError("compile: needs a compiler; set compile to false")
 
 
 def test_the_record_has_every_part_beside_diffusers(tmp_path, small, capsys):
@@ -108,6 +116,9 @@ def test_the_record_has_every_part_beside_diffusers(tmp_path, small, capsys):
     assert found["kept"]["ldm"]["ours"] < found["kept"]["ldm"]["ours, all kept"]
     for stage in ("ldm", "vae"):
         assert found["kept"][stage]["predicted"] == pytest.approx(found["kept"][stage]["ours"], rel=0.02)
+    for row in ("| UNet, 1 image ", "| VAE, 1 image ", "VAE, 4 images, with an adversary"):
+        assert row in text
+    assert "- UNet, 4 images, blocks compiled: not measured. compile: needs a compiler; set compile to false" in text
     assert found["run"]["images_per_second"] > 0
 
 
@@ -120,6 +131,44 @@ def test_without_diffusers_our_side_is_measured(tmp_path, small, monkeypatch):
     assert "| ours / ours, all kept |" in text
     assert "ours / diffusers" not in text
     assert "old recipe" not in text
+
+
+def latent_sides() -> dict:
+    sides = parts.stage_sides(blank_stage(Scenario(tiny(), "ldm", device="cpu")), diffusers_here(), "no")
+    sides["ours"].use_latents(torch.rand(1, 2, *sides["ours"].source.shape))
+    for side in sides.values():
+        side.source = sides["ours"].source
+    return sides
+
+
+def test_a_step_in_another_layout_leaves_the_weights_as_they_were():
+    sides = latent_sides()
+    kernel = sides["ours"].model.unet.conv_in.weight
+    values, strides = kernel.detach().clone(), kernel.stride()
+    with otherwise.channels_last(sides):
+        assert kernel.is_contiguous(memory_format=torch.channels_last)
+        sides["ours"].learner.optimizer.state[kernel] = {}
+    assert kernel.stride() == strides
+    assert torch.equal(kernel, values)
+    assert not sides["ours"].learner.optimizer.state
+
+
+def test_a_graph_is_captured_once_and_then_replayed(monkeypatch):
+    """With stand-ins for what only a card has: what is captured runs as it is."""
+    replayed = []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: Mock())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Mock())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Mock(replay=lambda: replayed.append(1)))
+    sides = latent_sides()
+    batch = sides["ours"].draw(0, torch.zeros(4, dtype=torch.int64))
+    turns = parts.step_turns(sides, partial(otherwise.graphed, batch=batch, images=3), diffusers_here())
+    for turn in turns.values():
+        watch = Stopwatch(CPU)
+        turn(watch)
+        assert list(watch.seconds)[:3] == ["both passes", "clip", "optimizer"]
+    assert len(replayed) == len(turns) == 2
 
 
 def test_a_run_that_fails_is_told_with_its_own_words(tmp_path):

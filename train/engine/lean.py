@@ -11,7 +11,7 @@ each a recipe itself or a tensor that is kept. Where autograd would keep a marke
 the tensor dies. In the backward pass another hook calls the same function on the same numbers: same gradients, bitwise.
 
 - Convolutions and attention take time, and sums would lead back through the whole network: they are in no recipe.
-  Linear layers on what has one are, unless an attention's queries, keys and values would all come of them: too much.
+  Linear layers on what has one are, where inputs are few, each a product for every value, and positions are many.
 - Autocast casts operands within a function, and a recipe does so too. A copy of an operand that autograd wants to keep,
   cast or made contiguous, is known by the nodes of the graph between it and the original.
 - A value that has several users, such as n above, is held from the first to the last of them; they follow one another,
@@ -24,6 +24,8 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+
+from nets.linear import linear
 
 AGAIN = {F.group_norm, F.layer_norm, F.silu, F.gelu, F.leaky_relu, F.interpolate, torch.cat, Tensor.mul}
 COPIES = {"ToCopyBackward0", "CloneBackward0", "ViewBackward0", "UnsafeViewBackward0"}  # same values in the same order
@@ -47,8 +49,7 @@ class Recipe:
         self.function, self.dtype = function, dtype
         self.arguments = [_each(argument, _noted) for argument in arguments]
         self.keywords = {name: _noted(value) for name, value in keywords.items()}
-        self.users = self.asked = 0
-        self.made: Tensor | None = None
+        self.users, self.asked, self.made = 0, 0, None
 
     def expect(self) -> None:
         """Count one more user, who will ask for the value in each backward pass."""
@@ -86,19 +87,14 @@ class Lean(TorchFunctionMode):
         self.hooks.__exit__(*error)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
         if torch.compiler.is_compiling():  # what is compiled decides itself what it makes again
-            return func(*args, **kwargs)
-        if func is F.scaled_dot_product_attention and all(map(_recipe_of, args)):
-            for operand in args:
-                _root(operand).recipe = None
+            return func(*args, **(kwargs or {}))
         self.running = args
-        made = func(*args, **kwargs)
+        made = func(*args, **(kwargs or {}))
         self.running = ()
-        again = func in AGAIN or (func is F.linear and args and _recipe_of(args[0]))
+        again = func in AGAIN or (func in (F.linear, linear) and args and _cheap(args[0]))
         if again and made.requires_grad and args and made is not args[0]:
-            root = _root(made)
-            root.recipe, root.recipe_version = Recipe(func, args, kwargs, made.dtype), root._version
+            _root(made).recipe, _root(made).recipe_version = Recipe(func, args, kwargs or {}, made.dtype), made._version
         return made
 
     def _pack(self, tensor: Tensor) -> Kept | Recipe:
@@ -116,6 +112,10 @@ class Lean(TorchFunctionMode):
                 if _root(operand) is not root and operand.grad_fn is node and operand.output_nr == number:
                     return _view(Recipe(torch.reshape, (operand, root.shape), {}, root.dtype), tensor)
         return None
+
+
+def _cheap(x: Tensor) -> bool:  # to make a linear layer of it (..., positions, inputs) again
+    return _recipe_of(x) is not None and x.is_contiguous() and x.shape[-1] < 4 * x.shape[-2]
 
 
 def _root(tensor: Tensor) -> Tensor:  # of which it is a view, or itself

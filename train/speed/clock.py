@@ -2,7 +2,8 @@
 
 What this machine does beside changes from minute to minute, so only what was measured in turns is compared: round by
 round, in an order that turns round each time, after a round that warms up. A figure is the median of the rounds, and
-its interval all of them: of six rounds, the true median lies outside with probability 2 / 2^6.
+its interval all of them: of six rounds, the true median lies outside with probability 2 / 2^6. What is of less weight
+has half as many.
 """
 
 import statistics
@@ -40,10 +41,10 @@ Rounds = list[dict[str, float]]
 """Seconds by phase, of each round."""
 
 
-def in_turns(turns: dict[str, Turn], device: torch.device) -> dict[str, Rounds]:
+def in_turns(turns: dict[str, Turn], device: torch.device, few: bool = False) -> dict[str, Rounds]:
     """The rounds of each side, by its name."""
     found: dict[str, Rounds] = {name: [] for name in turns}
-    for number in range(ROUNDS + 1):
+    for number in range((ROUNDS // 2 if few else ROUNDS) + 1):
         for name in sorted(turns, reverse=number % 2 == 1):
             watch = Stopwatch(device)
             turns[name](watch)

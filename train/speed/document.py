@@ -1,6 +1,6 @@
 """What was measured, in Markdown. Only ratios can be compared between machines, and only those of one run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from train.base.markdown import table
 from train.base.units import mib, percent
@@ -32,6 +32,8 @@ def document(found: dict) -> str:
         "Times are medians of rounds in which the sides take turns; a ratio is the median of the rounds' own, with the "
         "lowest and the highest. Ratios can be compared between machines; times cannot.",
         *(section for stage in STAGES for section in training(found, stage)),
+        "## The whole step otherwise",
+        otherwise(found),
         "## Without gradients",
         used(found),
         "## Kept for the backward pass",
@@ -75,6 +77,23 @@ def by_phase(sides: dict[str, Rounds]) -> str:
     return table(headings(sides, "milliseconds"), rows)
 
 
+def otherwise(found: dict) -> str:
+    """Whole steps of other batches, with an adversary, compiled; and why what is not here is not."""
+    rows, missing = [], []
+    sides = found["steps"]["ldm"]["rounds"]
+    for stage, by_name in found["otherwise"].items():
+        for name, one in by_name.items():
+            what = f"{STAGES[stage]}, {name}"
+            if "cannot" in one:
+                missing.append(f"- {what}: not measured. {one['cannot']}")
+                continue
+            rows.append(row(one["rounds"], what, whole, sides))
+            if THEIRS in one["rounds"]:
+                rows.append(row(one["rounds"], f"the same, {THEIRS} with fused AdamW", with_fused, sides))
+    shown = f"{table(headings(sides, 'milliseconds'), rows)}\n\nMedians of half as many rounds."
+    return "\n\n".join([shown, *(["\n".join(missing)] if missing else [])])
+
+
 def used(found: dict) -> str:
     guided = found["guided"]
     parts = {f"UNet, one evaluation with guidance, {guided['images']} images": guided["rounds"]}
@@ -88,11 +107,12 @@ def headings(sides: dict, first: str) -> list[str]:
     return [first, *sides, *(f"{OURS} / {name}" for name in sides if name != OURS)]
 
 
-def row(sides: dict[str, Rounds], name: str, seconds: Seconds) -> list[str]:
-    by_side = {side: [seconds(one) for one in rounds] for side, rounds in sides.items()}
-    times = [f"{1e3 * figure(values).median:,.1f}" for values in by_side.values()]
-    ratios = [between(ratio(by_side[OURS], values)) for side, values in by_side.items() if side != OURS]
-    return [name, *times, *ratios]
+def row(sides: dict[str, Rounds], name: str, seconds: Seconds, columns: Iterable[str] = ()) -> list[str]:
+    """`columns`: the sides of the table, where a row may lack one."""
+    by_side = {side: [seconds(one) for one in sides.get(side, [])] for side in columns or sides}
+    times = [f"{1e3 * figure(values).median:,.1f}" if values else "" for values in by_side.values()]
+    others = [values for side, values in by_side.items() if side != OURS]
+    return [name, *times, *(between(ratio(by_side[OURS], values)) if values else "" for values in others)]
 
 
 def between(f: Figure) -> str:

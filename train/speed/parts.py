@@ -1,6 +1,7 @@
 """What a user pays for, part by part, on both sides: a training step by phase, a guided evaluation, the VAE's work."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -27,12 +28,14 @@ PHASES = ("forward", "backward", "clip", "optimizer", "EMA")
 FUSED = "optimizer, fused"  # a second step by AdamW's other form, which a whole step may have in place of the first
 
 
-def step_turn(
-    stage: Stage, batch: Any, images: int, average: Callable[[], object], fused: torch.optim.Optimizer | None = None
-) -> Turn:
-    """One optimizer step on `images` images, with fresh gradients and the moving average."""
+Passes = Callable[[Stopwatch], dict[str, Tensor]]
+"""Forward and backward pass, with their laps; the mean losses."""
 
-    def take(watch: Stopwatch) -> None:
+
+def eager(stage: Stage, batch: Any, images: int) -> Passes:
+    """As a training runs them, on `images` images with fresh gradients."""
+
+    def take(watch: Stopwatch) -> dict[str, Tensor]:
         @contextmanager
         def timed() -> Iterator[None]:
             if watch.seconds:  # an earlier micro-batch's
@@ -44,6 +47,18 @@ def step_turn(
         learner = replace(stage.learner, autocast=timed)
         totals = learner.accumulate(partial(stage.losses, batch), images, stage.training.batch_size)
         watch.lap("backward")
+        return totals
+
+    return take
+
+
+def step_turn(
+    learner: Learner, passes: Passes, average: Callable[[], object], fused: torch.optim.Optimizer | None = None
+) -> Turn:
+    """One optimizer step, with the moving average."""
+
+    def take(watch: Stopwatch) -> None:
+        totals = passes(watch)
         norm = learner.clip()
         watch.lap("clip")
         learner.step(mean_losses(totals)["loss"], norm)
@@ -64,7 +79,7 @@ def without_scaling(learner: Learner, precision: str) -> Learner:
 
 
 def stage_sides(stage: Stage, diffusers: ModuleType | None, precision: str) -> dict[str, Stage]:
-    """The stage as it trains; the same with all activations kept; the same with the models of `diffusers`."""
+    """The stage as it trains; the same with the models of `diffusers`."""
     stage.build(stage.device, precision)
     stage.learner = without_scaling(stage.learner, precision)
     found = {OURS: stage}
@@ -74,21 +89,35 @@ def stage_sides(stage: Stage, diffusers: ModuleType | None, precision: str) -> d
     return found
 
 
+def with_plain(sides: dict[str, Stage]) -> dict[str, Stage]:
+    """And ours with all activations kept."""
+    plain = copy.copy(sides[OURS])
+    plain.learner = replace(plain.learner, lean=False)
+    return {OURS: sides[OURS], PLAIN: plain, **sides}
+
+
+def step_turns(
+    sides: dict[str, Stage], passes: Callable[[Stage], Passes], diffusers: ModuleType | None
+) -> dict[str, Turn]:
+    """The whole step, by side."""
+    ours = sides[OURS]
+    ema, optim = EMA(ours.model, ours.training.ema_decay, ours.training.ema_on_cpu), ours.training.optimizer
+    turns = {}
+    for name, one in sides.items():
+        average, fused = partial(ema.update, ours.model), None
+        if name == THEIRS:
+            parameters = list(one.model.parameters())
+            their_ema = diffusers.training_utils.EMAModel(parameters, decay=ours.training.ema_decay)
+            average = partial(their_ema.step, parameters)
+            fused = torch.optim.AdamW(parameters, lr=optim.learning_rate, fused=True)
+        turns[name] = step_turn(one.learner, passes(one), average, fused)
+    return turns
+
+
 def time_steps(sides: dict[str, Stage], batch: Any, images: int, diffusers: ModuleType | None) -> dict[str, Rounds]:
     """Of the whole step, by side and phase."""
-    ours = sides[OURS]
-    ema = EMA(ours.model, ours.training.ema_decay, ours.training.ema_on_cpu)
-    plain = copy.copy(ours)
-    plain.learner = replace(ours.learner, lean=False)
-    turns = {name: step_turn(one, batch, images, partial(ema.update, ours.model))
-             for name, one in ((OURS, ours), (PLAIN, plain))}  # fmt: skip
-    if diffusers:
-        theirs, optim = sides[THEIRS], ours.training.optimizer
-        parameters = list(theirs.model.parameters())
-        average = diffusers.training_utils.EMAModel(parameters, decay=ours.training.ema_decay)
-        fused = torch.optim.AdamW(parameters, lr=optim.learning_rate, fused=True)
-        turns[THEIRS] = step_turn(theirs, batch, images, partial(average.step, parameters), fused)
-    return in_turns(turns, ours.device)
+    turns = step_turns(with_plain(sides), partial(eager, batch=batch, images=images), diffusers)
+    return in_turns(turns, sides[OURS].device)
 
 
 def kept(sides: dict[str, Stage], batch: Any) -> dict[str, int]:
@@ -109,8 +138,9 @@ def kept(sides: dict[str, Stage], batch: Any) -> dict[str, int]:
 def flops(stage: Stage, batch: Any, images: int) -> int:
     """Floating-point operations of products and convolutions in forward and backward pass, where all is kept."""
     learner = replace(stage.learner, lean=False)
+    products = {torch.ops.mkldnn._linear_pointwise: lambda x, weight, *_, **__: 2 * math.prod(x) * weight[0]}
     with (
-        FlopCounterMode(display=False) as counter,
+        FlopCounterMode(display=False, custom_mapping=products) as counter,
         sdpa_kernel(SDPBackend.MATH),  # which it can look into, as into what is not compiled
         torch.compiler.set_stance("force_eager"),
     ):

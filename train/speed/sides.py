@@ -73,14 +73,18 @@ def their_model(stage: Stage, diffusers: ModuleType) -> nn.Module:
 BLOCKS = {"ResnetBlock2D", "Transformer2DModel", "Attention"}  # which ours, compiled one by one, correspond to
 
 
+def compile_theirs(model: nn.Module) -> None:
+    for module in model.modules():
+        if type(module).__name__ in BLOCKS:
+            module.compile(dynamic=False)
+
+
 def their_stage(stage: Stage, diffusers: ModuleType, precision: str) -> Stage:
     """The stage with their model, and with torch's own choice of AdamW."""
     other = copy.copy(stage)
     other.model = their_model(stage, diffusers)
     if stage.training.compile:
-        for module in other.model.modules():
-            if type(module).__name__ in BLOCKS:
-                module.compile(dynamic=False)
+        compile_theirs(other.model)
     optim = replace(stage.training.optimizer, fused=False)
     other.learner = make_learner(list(other.model.parameters()), optim, False, stage.device, precision, lean=False)
     return other
