@@ -25,7 +25,7 @@ from train.memory.models import blank_stage
 from train.memory.overhead import cublas
 from train.memory.scenario import Scenario
 from train.speed import parts, whole
-from train.speed.clock import in_turns
+from train.speed.clock import Turn, in_turns
 from train.speed.document import document
 from train.speed.machine import ceiling, machine
 from train.speed.otherwise import BATCHES, adversarial, time_otherwise
@@ -87,8 +87,12 @@ def measure_stage(
     others = {}
     if name == "vae":
         batch = replace(batch, images=torch.rand_like(batch.images) * 2 - 1, adversary=None)
-        against = scenario.changed(vae_loss={"adversarial_weight": 0.5, "adversarial_start": 0})
-        others["with an adversary"] = lambda: adversarial(blank_stage(against), batch, images, diffusers, precision)
+
+        def against() -> dict[str, Turn]:
+            changed = scenario.changed(vae_loss={"adversarial_weight": 0.5, "adversarial_start": 0})
+            return adversarial(blank_stage(changed), batch, images, diffusers, precision)
+
+        others["with an adversary"] = against
 
     found["kept"][name] = parts.kept(sides, batch) | predicted_to_keep(scenario, device)
     if device.type == "cuda":
