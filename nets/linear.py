@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
-CHOICE = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()  # oneDNN's old name
+ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # under its old name; not in every build of torch
+CHOICE = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and ONEDNN is not None
 
 
 class Linear(nn.Linear):
@@ -32,7 +33,7 @@ class _OneDNN(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return ONEDNN(x, weight, bias, "none", [], "")
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from train.data.images import to_float, to_uint8
 from train.judge import augment as module
-from train.judge.augment import augment
+from train.judge.augment import augment, augmented
 
 B, C, H, W = 40, 3, 24, 32
 
@@ -76,3 +77,17 @@ def test_a_mask_takes_at_most_a_sixth_of_a_side(monkeypatch):
         edges = (hidden[:, 1:] != hidden[:, :-1]).sum(1) + hidden[:, 0].int() + hidden[:, -1].int()
         assert edges.max() <= 2
         assert hidden.any(0).float().mean() > 0.8  # in some image; those at the border are masked seldom
+
+
+def test_many_images_are_augmented_in_batches_one_after_another(monkeypatch):
+    images = torch.randint(0, 256, (8, 1, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(module, "AT_ONCE", 5 * 36)
+    one, again = (torch.Generator().manual_seed(1) for _ in range(2))
+    parts = [to_uint8(augment(to_float(part), one)) for part in (images[:5], images[5:])]
+    assert torch.equal(augmented(images, again), torch.cat(parts))
+
+
+def test_few_images_are_augmented_at_once():
+    images = to_uint8(pictures())
+    one, again = (torch.Generator().manual_seed(1) for _ in range(2))
+    assert torch.equal(augmented(images, again), to_uint8(augment(to_float(images), one)))

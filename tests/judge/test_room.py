@@ -1,14 +1,9 @@
 """What a judgement takes of memory is said before it is taken, where that is much or more than there is."""
 
-
 import pytest
-import torch
 
-from train.base.randomness import generator
 from train.base.units import GiB
-from train.data.images import to_float, to_uint8
 from train.judge import room
-from train.judge.augment import BATCH, augment, augmented
 
 
 @pytest.mark.parametrize(
@@ -33,10 +28,3 @@ def test_three_hundred_thousand_pictures_take_more_than_most_machines_have():
     needed = room.bytes_needed((3, 128, 128), 300_000, 1_200_000, 0, 1)
     assert needed == 6 * 300_000 * image + at_once
     assert needed > 256 * GiB
-
-
-def test_augmenting_in_batches_is_augmenting_them_one_after_another():
-    images = torch.randint(0, 256, (BATCH + 3, 1, 8, 8), dtype=torch.uint8, generator=generator(0, "images"))
-    rng = generator(0, "judge")
-    parts = [to_uint8(augment(to_float(part), rng)) for part in (images[:BATCH], images[BATCH:])]
-    assert torch.equal(augmented(images, generator(0, "judge")), torch.cat(parts))

@@ -10,7 +10,7 @@ from train.data.images import to_float, to_uint8
 
 NAMES = ("time shift", "gain", "noise", "mask of time", "mask of frequency")
 GAIN, OFFSET, NOISE = 0.2, 0.1, 0.05  # greatest relative gain and offset, deviation of the noise; pixels span 2
-BATCH = 256
+AT_ONCE = 2**24  # numbers that are changed together: 64 MiB in float32, and several times that on the way
 MASK = 1 / 6  # greatest share of a side that is masked
 
 
@@ -36,5 +36,6 @@ def augment(x: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def augmented(images: Tensor, rng: torch.Generator) -> Tensor:
-    """The same of uint8 images (N, C, H, W), in batches, since each number takes several times its byte on the way."""
-    return torch.cat([to_uint8(augment(to_float(batch), rng)) for batch in images.split(BATCH)])
+    """The same of uint8 images (N, C, H, W), in batches where they are many."""
+    size = max(AT_ONCE // images[0].numel(), 1)
+    return torch.cat([to_uint8(augment(to_float(batch), rng)) for batch in images.split(size)])

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion.guidance import guided
+from nets.linear import ONEDNN
 from train.engine.ema import EMA
 from train.engine.lean import Lean
 from train.engine.stage import Stage
@@ -26,7 +27,6 @@ from train.speed.sides import their_stage
 OURS, PLAIN, THEIRS = "ours", "ours, all kept", "diffusers"
 PHASES = ("forward", "backward", "clip", "optimizer", "EMA")
 FUSED = "optimizer, fused"  # a second step by AdamW's other form, which a whole step may have in place of the first
-
 
 Passes = Callable[[Stopwatch], dict[str, Tensor]]
 """Forward and backward pass, with their laps; the mean losses."""
@@ -138,7 +138,7 @@ def kept(sides: dict[str, Stage], batch: Any) -> dict[str, int]:
 def flops(stage: Stage, batch: Any, images: int) -> int:
     """Floating-point operations of products and convolutions in forward and backward pass, where all is kept."""
     learner = replace(stage.learner, lean=False)
-    products = {torch.ops.mkldnn._linear_pointwise: lambda x, weight, *_, **__: 2 * math.prod(x) * weight[0]}
+    products = {ONEDNN: lambda x, weight, *_, **__: 2 * math.prod(x) * weight[0]} if ONEDNN else {}
     with (
         FlopCounterMode(display=False, custom_mapping=products) as counter,
         sdpa_kernel(SDPBackend.MATH),  # which it can look into, as into what is not compiled
