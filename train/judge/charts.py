@@ -176,7 +176,7 @@ def gain_gauge(figure: dict, gains: list[dict]) -> Markup:
     x = around([0.0, *(each[end] for each in gains for end in ("low", "high"))], 30, WIDTH - 30)
     mean, y, bottom = x(figure["mean"]), 28, 46
     shapes = [
-        axis_x(x, bottom, 8, points), line(x(0), 8, x(0), bottom + 3, "zero"),
+        axis_x(x, bottom, y - 8, points), line(x(0), y - 8, x(0), bottom + 3, "zero"),  # below the figure
         words(x(0), bottom + 30, "no difference", "tick", "middle"),
         line(x(figure["low"]), y, x(figure["high"]), y, "gauge"), mark("diamond", mean, y, "gauge", 6),
         words(mean, y - 12, points(figure["mean"]), "figure halo", "middle"),
